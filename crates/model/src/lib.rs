@@ -1,0 +1,14 @@
+//! Ids, life cycles, limits and error kinds: what all services agree on, without I/O.
+
+pub mod error;
+pub mod id;
+pub mod input;
+pub mod limits;
+pub mod sandbox;
+pub mod session;
+
+pub use error::{Error, ErrorKind, Result};
+pub use id::{ExecutionId, NodeId, SandboxId, SessionId};
+pub use limits::Limits;
+pub use sandbox::SandboxState;
+pub use session::SessionState;
