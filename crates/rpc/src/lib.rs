@@ -1,0 +1,12 @@
+//! How services meet: one mapping of errors to gRPC status, one type of upstream for in-process and remote calls, and
+//! what travels with a call from service to service.
+
+pub mod context;
+pub mod dial;
+pub mod status;
+pub mod upstream;
+
+pub use context::CallContext;
+pub use dial::{Dial, LocalDial, RemoteDial};
+pub use status::{from_status, to_status};
+pub use upstream::{Upstream, connect, in_process};
