@@ -1,0 +1,123 @@
+//! The one table of who may call what. A method without a row is refused to everybody; a test walks the contracts and
+//! fails on one.
+
+use crate::principal::Role;
+
+/// Who may call a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// anybody, also without a token
+    Public,
+    /// users and admins; whose things they touch is checked where the thing is found
+    Caller,
+    /// services of ours only
+    Service,
+    /// the node of the sandbox only, over the sandbox's own socket: no token, never on a network
+    Socket,
+}
+
+const V1: &str = "/cloud_sandbox.v1.";
+
+const TABLE: &[(&str, Access)] = &[
+    ("/cloud_sandbox.v1.AuthService/IssueToken", Access::Public),
+    ("/cloud_sandbox.v1.SchedulerService/AcquireSandbox", Access::Caller),
+    ("/cloud_sandbox.v1.SchedulerService/ReleaseSandbox", Access::Caller),
+    ("/cloud_sandbox.v1.SchedulerService/KeepAliveSandbox", Access::Caller),
+    ("/cloud_sandbox.v1.SchedulerService/GetSandbox", Access::Caller),
+    ("/cloud_sandbox.v1.SchedulerService/ListSandboxes", Access::Caller),
+    ("/cloud_sandbox.v1.SchedulerService/GetSandboxStats", Access::Caller),
+    ("/cloud_sandbox.v1.SessionService/CreateSession", Access::Caller),
+    ("/cloud_sandbox.v1.SessionService/GetSession", Access::Caller),
+    ("/cloud_sandbox.v1.SessionService/ListSessions", Access::Caller),
+    ("/cloud_sandbox.v1.SessionService/PauseSession", Access::Caller),
+    ("/cloud_sandbox.v1.SessionService/ResumeSession", Access::Caller),
+    ("/cloud_sandbox.v1.SessionService/DeleteSession", Access::Caller),
+    ("/cloud_sandbox.v1.ExecService/Execute", Access::Caller),
+    ("/cloud_sandbox.v1.ExecService/ExecuteStream", Access::Caller),
+    ("/cloud_sandbox.v1.ExecService/Exec", Access::Caller),
+    ("/cloud_sandbox.v1.FileService/ReadFile", Access::Caller),
+    ("/cloud_sandbox.v1.FileService/WriteFile", Access::Caller),
+    ("/cloud_sandbox.v1.FileService/DeleteFile", Access::Caller),
+    ("/cloud_sandbox.node.v1.NodeService/AcquireSandbox", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/ReleaseSandbox", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/KeepAliveSandbox", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/GetSandbox", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/PauseSandbox", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/ResumeSandbox", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/Execute", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/ExecuteStream", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/Exec", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/ReadFile", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/WriteFile", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/DeleteFile", Access::Service),
+    ("/cloud_sandbox.agent.v1.AgentService/Check", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/Run", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/ReadFile", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/WriteFile", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/DeleteFile", Access::Socket),
+    // what orchestrators and tools ask before they have a token; it tells nothing that the contracts do not
+    ("/grpc.health.v1.Health/Check", Access::Public),
+    ("/grpc.health.v1.Health/Watch", Access::Public),
+    ("/grpc.health.v1.Health/List", Access::Public),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Public),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Access::Public),
+];
+
+/// Who may call the method at `path` (`/package.Service/Method`); `None` for a method without a row.
+#[must_use]
+pub fn of(path: &str) -> Option<Access> {
+    TABLE.iter().find(|(row, _)| *row == path).map(|(_, access)| *access)
+}
+
+/// Whether the method is one that clients call.
+#[must_use]
+pub fn is_client_facing(path: &str) -> bool {
+    path.starts_with(V1)
+}
+
+impl Access {
+    /// Whether `role` may call a method with this access.
+    #[must_use]
+    pub const fn allows(self, role: Role) -> bool {
+        match self {
+            Self::Public => true,
+            Self::Caller => matches!(role, Role::User | Role::Admin),
+            Self::Service => matches!(role, Role::Service),
+            Self::Socket => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_contracts_has_one_row_and_no_row_is_left_over() {
+        let set = prost_types::FileDescriptorSet::decode(cloud_sandbox_proto::DESCRIPTOR_SET).unwrap();
+        let mut methods = HashSet::new();
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    methods.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                }
+            }
+        }
+        let rows: Vec<_> = TABLE.iter().map(|(path, _)| (*path).to_owned()).collect();
+        let ours: HashSet<_> = rows.iter().filter(|path| !path.starts_with("/grpc.")).cloned().collect();
+        assert_eq!(methods, ours);
+        assert_eq!(rows.len(), rows.iter().collect::<HashSet<_>>().len());
+    }
+
+    #[test]
+    fn node_methods_are_for_services_alone() {
+        for (path, access) in TABLE.iter().filter(|(path, _)| path.contains(".node.")) {
+            assert_eq!(*access, Access::Service, "{path}");
+            assert!(!access.allows(Role::Admin) && !access.allows(Role::User));
+        }
+    }
+}
