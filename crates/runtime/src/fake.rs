@@ -1,0 +1,176 @@
+//! A runtime without isolation, for tests of what stands on the port: a sandbox is an in-memory connection to whatever
+//! the test serves as its agent, and every operation can be made to fail.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use cloud_sandbox_model::{Limits, SandboxId};
+use tokio::{io::DuplexStream, sync::watch};
+
+use crate::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage};
+
+/// Serves one connection as the agent of a sandbox.
+pub type Agent = Arc<dyn Fn(SandboxId, DuplexStream) + Send + Sync>;
+
+const PIPE: usize = 64 * 1024;
+
+/// A runtime whose sandboxes are served by the test.
+pub struct FakeRuntime {
+    agent: Agent,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    sandboxes: HashMap<SandboxId, Fake>,
+    failing: HashSet<&'static str>,
+    created: usize,
+    leftovers: Vec<SandboxId>,
+}
+
+struct Fake {
+    alive: watch::Sender<bool>,
+    frozen: bool,
+    usage: Usage,
+}
+
+impl FakeRuntime {
+    /// A runtime whose agents are served by `agent`.
+    pub fn new(agent: impl Fn(SandboxId, DuplexStream) + Send + Sync + 'static) -> Self {
+        Self { agent: Arc::new(agent), state: Mutex::default() }
+    }
+
+    /// Makes every later call of `operation` (`"create"`, `"freeze"`, …) fail, or work again.
+    pub fn set_failing(&self, operation: &'static str, failing: bool) {
+        let mut state = self.state();
+        if failing {
+            state.failing.insert(operation);
+        } else {
+            state.failing.remove(operation);
+        }
+    }
+
+    /// The sandboxes that exist.
+    pub fn sandboxes(&self) -> Vec<SandboxId> {
+        self.state().sandboxes.keys().copied().collect()
+    }
+
+    /// How many were ever made.
+    pub fn created(&self) -> usize {
+        self.state().created
+    }
+
+    /// Whether the sandbox is frozen.
+    pub fn is_frozen(&self, id: SandboxId) -> bool {
+        self.state().sandboxes.get(&id).is_some_and(|fake| fake.frozen)
+    }
+
+    /// Ends a sandbox as if its agent had been killed.
+    pub fn kill(&self, id: SandboxId) {
+        if let Some(fake) = self.state().sandboxes.get(&id) {
+            fake.alive.send_replace(false);
+        }
+    }
+
+    /// Says what [`Runtime::usage`] reports from now on.
+    pub fn set_usage(&self, id: SandboxId, usage: Usage) {
+        if let Some(fake) = self.state().sandboxes.get_mut(&id) {
+            fake.usage = usage;
+        }
+    }
+
+    /// Leaves a sandbox of an earlier process for [`Runtime::reclaim`] to find.
+    pub fn leave_behind(&self, id: SandboxId) {
+        self.state().leftovers.push(id);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn operate<T>(
+        &self,
+        operation: &'static str,
+        id: SandboxId,
+        act: impl FnOnce(&mut Fake) -> T,
+    ) -> Result<T, RuntimeError> {
+        let mut state = self.state();
+        state.refuse_if_failing(operation)?;
+        let fake = state.sandboxes.get_mut(&id).filter(|fake| *fake.alive.borrow());
+        fake.map(act).ok_or(RuntimeError::Gone(id))
+    }
+}
+
+impl State {
+    fn refuse_if_failing(&self, operation: &'static str) -> Result<(), RuntimeError> {
+        if self.failing.contains(operation) {
+            return Err(RuntimeError::host(operation, io::Error::other("made to fail")));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        state.refuse_if_failing("create")?;
+        if spec.template != HOST_TEMPLATE {
+            return Err(RuntimeError::UnknownTemplate(spec.template.clone()));
+        }
+        state.created += 1;
+        let fake = Fake { alive: watch::Sender::new(true), frozen: false, usage: Usage::default() };
+        state.sandboxes.insert(id, fake);
+        Ok(())
+    }
+
+    async fn connect(&self, id: SandboxId) -> Result<BoxedStream, RuntimeError> {
+        self.operate("connect", id, |_| ())?;
+        let (ours, agents) = tokio::io::duplex(PIPE);
+        (self.agent)(id, agents);
+        Ok(Box::new(ours))
+    }
+
+    async fn set_limits(&self, id: SandboxId, _limits: Limits) -> Result<(), RuntimeError> {
+        self.operate("set_limits", id, |_| ())
+    }
+
+    async fn freeze(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.operate("freeze", id, |fake| fake.frozen = true)
+    }
+
+    async fn thaw(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.operate("thaw", id, |fake| fake.frozen = false)
+    }
+
+    async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
+        self.operate("usage", id, |fake| fake.usage)
+    }
+
+    async fn ended(&self, id: SandboxId) {
+        let alive = self.state().sandboxes.get(&id).map(|fake| fake.alive.subscribe());
+        if let Some(mut alive) = alive {
+            // an error means that the sandbox was destroyed: it has ended as well
+            let _ = alive.wait_for(|alive| !alive).await;
+        }
+    }
+
+    async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        state.refuse_if_failing("destroy")?;
+        state.sandboxes.remove(&id);
+        Ok(())
+    }
+
+    async fn reclaim(&self) -> Result<Vec<SandboxId>, RuntimeError> {
+        Ok(std::mem::take(&mut self.state().leftovers))
+    }
+}

@@ -1,0 +1,110 @@
+//! The port of an isolation technology: make an isolated place, hand out a byte stream to the agent in it, freeze,
+//! thaw, report use, destroy. Everything that a user does inside is the agent's, once, the same under every runtime.
+
+pub mod conformance;
+pub mod fake;
+
+use std::{fmt, io, time::Duration};
+
+use async_trait::async_trait;
+use cloud_sandbox_model::{Limits, SandboxId};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use fake::FakeRuntime;
+
+/// What a sandbox is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxSpec {
+    /// the template's name; `host` is the host's own `/usr`, read-only
+    pub template: String,
+    /// bounds of its use
+    pub limits: Limits,
+}
+
+/// The name of the built-in template.
+pub const HOST_TEMPLATE: &str = "host";
+
+/// What a sandbox has used so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// bytes of memory now; `None` where the host cannot tell
+    pub memory_bytes: Option<u64>,
+    /// processes and threads now
+    pub pids: Option<u64>,
+    /// CPU time of all its processes
+    pub cpu_time: Option<Duration>,
+    /// how many processes the kernel has killed for the memory limit
+    pub oom_kills: Option<u64>,
+}
+
+/// A connection to the agent in a sandbox.
+pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentStream for T {}
+
+/// A boxed [`AgentStream`].
+pub type BoxedStream = Box<dyn AgentStream>;
+
+/// Why a runtime could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The template does not exist here.
+    #[error("template '{0}' does not exist")]
+    UnknownTemplate(String),
+    /// No such sandbox, or it has ended.
+    #[error("sandbox {0} is gone")]
+    Gone(SandboxId),
+    /// The host cannot do this; the text says what is missing.
+    #[error("the host cannot {0}")]
+    Unsupported(String),
+    /// The host has no room for another sandbox.
+    #[error("the host has no room: {0}")]
+    Exhausted(String),
+    /// An operation on the host failed.
+    #[error("failed to {operation}")]
+    Host { operation: String, source: io::Error },
+}
+
+impl RuntimeError {
+    /// A failed operation on the host: `RuntimeError::host("mount proc", error)`.
+    pub fn host(operation: impl fmt::Display, source: io::Error) -> Self {
+        Self::Host { operation: operation.to_string(), source }
+    }
+}
+
+/// An isolation technology. All methods may be called at once for different sandboxes; a sandbox's owner calls them
+/// one after the other for one sandbox.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// The runtime's name: `linux`.
+    fn name(&self) -> &'static str;
+
+    /// Makes a sandbox in which the agent is starting. On an error nothing of it is left.
+    async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError>;
+
+    /// A new connection to the sandbox's agent. The agent answers as soon as it runs.
+    async fn connect(&self, id: SandboxId) -> Result<BoxedStream, RuntimeError>;
+
+    /// Changes the limits of a living sandbox. The disk limit may only be changed before first use.
+    async fn set_limits(&self, id: SandboxId, limits: Limits) -> Result<(), RuntimeError>;
+
+    /// Stops all processes; they keep their memory. Doing it twice is once.
+    async fn freeze(&self, id: SandboxId) -> Result<(), RuntimeError>;
+
+    /// Lets them go on. Doing it twice is once.
+    async fn thaw(&self, id: SandboxId) -> Result<(), RuntimeError>;
+
+    /// What the sandbox has used.
+    async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError>;
+
+    /// Resolves when the sandbox has ended by itself or by somebody else's hand: its agent is gone.
+    async fn ended(&self, id: SandboxId);
+
+    /// Ends all that runs in the sandbox and removes all that was taken for it. Of a sandbox that does not exist,
+    /// nothing is left either: that is success.
+    async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError>;
+
+    /// Destroys what earlier processes with the same state folder left behind, and names it. Called once, before the
+    /// first create.
+    async fn reclaim(&self) -> Result<Vec<SandboxId>, RuntimeError>;
+}
