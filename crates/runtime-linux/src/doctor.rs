@@ -1,0 +1,187 @@
+//! What this host offers: which protections sandboxes have here, which are missing, and how to get them.
+
+use std::{fs, path::Path};
+
+use cloud_sandbox_model::error::chain;
+use cloud_sandbox_runtime::RuntimeError;
+use nix::unistd::Uid;
+
+use crate::{
+    cgroup::Controller,
+    runtime::{LinuxRuntime, Options},
+};
+
+/// A protection that sandboxes on this host do not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// the protection: `memory limit`
+    pub protection: &'static str,
+    /// what holds instead, and why
+    pub detail: String,
+    /// how to get it
+    pub remedy: &'static str,
+}
+
+const DELEGATE: &str =
+    "run as root, or in a delegated group: systemd-run --user --scope -p Delegate=yes cloud-sandbox serve";
+
+impl Loss {
+    /// What is lost without some controllers, and without ids of its own for each sandbox.
+    pub(crate) fn of(missing: &[Controller], why: Option<&str>, unique_ids: bool) -> Vec<Self> {
+        let because = why.map_or_else(|| "the controller is not available".to_owned(), ToOwned::to_owned);
+        let mut losses = Vec::new();
+        for controller in missing {
+            let (protection, instead) = match controller {
+                Controller::Memory => ("memory limit", "limited for each process only, by RLIMIT_DATA"),
+                Controller::Pids => ("process limit", "limited by RLIMIT_NPROC in the sandbox's user namespace"),
+                Controller::Cpu => ("CPU limit", "sandboxes share the CPU without a bound"),
+                Controller::CpuAccount => ("CPU accounting", "the CPU time of a whole sandbox is not known"),
+                Controller::Freezer => ("freezer", "sandboxes cannot be paused"),
+            };
+            losses.push(Self { protection, detail: format!("{instead} ({because})"), remedy: DELEGATE });
+        }
+        if !unique_ids {
+            losses.push(Self {
+                protection: "ids of its own for each sandbox",
+                detail: "all sandboxes run with this user's id on the host, apart by namespaces only".into(),
+                remedy: "run as root",
+            });
+        }
+        losses
+    }
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// it is there
+    Ok,
+    /// sandboxes work without it, less protected or less able
+    Degraded,
+    /// sandboxes do not work without it
+    Missing,
+}
+
+/// One row of the examination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// what was looked at
+    pub name: String,
+    /// how it went
+    pub status: Status,
+    /// what was seen
+    pub detail: String,
+    /// what to do; empty when it is there
+    pub remedy: String,
+}
+
+impl Check {
+    fn ok(name: &str, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), status: Status::Ok, detail: detail.into(), remedy: String::new() }
+    }
+
+    fn bad(name: &str, status: Status, detail: impl Into<String>, remedy: &str) -> Self {
+        Self { name: name.into(), status, detail: detail.into(), remedy: remedy.into() }
+    }
+
+    /// The last word: whether a sandbox could really be made.
+    pub(crate) fn proof(made: Result<(), RuntimeError>) -> Self {
+        match made {
+            Ok(()) => Self::ok("a sandbox", "made, reached and destroyed"),
+            Err(error) => {
+                let remedy = "see the rows above; in a container, allow user namespaces and mounts in them";
+                Self::bad("a sandbox", Status::Missing, chain(&error), remedy)
+            }
+        }
+    }
+}
+
+/// Looks at the host, and makes a sandbox to prove it.
+pub async fn examine(options: &Options) -> Vec<Check> {
+    let mut checks = vec![kernel(), user_namespaces(), seccomp()];
+    match LinuxRuntime::new(options) {
+        Ok(runtime) => {
+            match runtime.cgroups() {
+                Some(place) => checks.push(Check::ok("cgroups", place)),
+                None => checks.push(Check::bad("cgroups", Status::Degraded, "none that may be written", DELEGATE)),
+            }
+            let lost = runtime.losses().iter();
+            checks.extend(lost.map(|loss| Check::bad(loss.protection, Status::Degraded, &loss.detail, loss.remedy)));
+            checks.push(runtime.prove().await);
+        }
+        Err(error) => checks.push(Check::bad("the runtime", Status::Missing, chain(&error), "")),
+    }
+    checks.extend(languages());
+    checks.extend(others());
+    checks
+}
+
+fn kernel() -> Check {
+    const NEEDED: (u32, u32) = (5, 12);
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = text.trim().split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= NEEDED {
+        Check::ok("kernel", text.trim())
+    } else {
+        Check::bad("kernel", Status::Missing, text.trim(), "Linux 5.12 or newer is needed, for mount_setattr(2)")
+    }
+}
+
+fn user_namespaces() -> Check {
+    const NAME: &str = "user namespaces";
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let root = Uid::effective().is_root();
+    if number("/proc/sys/user/max_user_namespaces") == Some(0) {
+        return Check::bad(NAME, Status::Missing, "none are allowed", "sysctl user.max_user_namespaces=65536");
+    }
+    if !root && number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
+        let remedy = "sysctl kernel.unprivileged_userns_clone=1, or run as root";
+        return Check::bad(NAME, Status::Missing, "not for ordinary users", remedy);
+    }
+    if !root && number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        let remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run as root";
+        return Check::bad(NAME, Status::Missing, "AppArmor keeps them from ordinary users", remedy);
+    }
+    Check::ok(NAME, if root { "as root, a range of ids for each sandbox" } else { "as an ordinary user, one id" })
+}
+
+fn seccomp() -> Check {
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    if actions.contains("errno") {
+        Check::ok("seccomp", actions.trim())
+    } else {
+        Check::bad("seccomp", Status::Missing, "no filters", "a kernel with CONFIG_SECCOMP_FILTER")
+    }
+}
+
+/// Which languages the template `host` holds.
+fn languages() -> impl Iterator<Item = Check> {
+    let programs = [
+        ("python", "python3", "apt-get install python3"),
+        ("javascript", "node", "apt-get install nodejs"),
+        ("go", "go", "apt-get install golang-go"),
+        ("bash", "bash", "apt-get install bash"),
+        ("ruby", "ruby", "apt-get install ruby"),
+        ("perl", "perl", "apt-get install perl"),
+        ("php", "php", "apt-get install php-cli"),
+        ("lua", "lua", "apt-get install lua5.4"),
+    ];
+    programs.into_iter().map(|(language, program, remedy)| {
+        let name = format!("language {language}");
+        let folders = ["/usr/local/bin", "/usr/bin", "/bin"];
+        match folders.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.exists()) {
+            Some(path) => Check::ok(&name, path.display().to_string()),
+            None => Check::bad(&name, Status::Degraded, format!("no {program} in /usr"), remedy),
+        }
+    })
+}
+
+/// What other runtimes would need. They are not used yet; their absence takes nothing from this one.
+fn others() -> impl Iterator<Item = Check> {
+    let looked_at = [("Docker", "/var/run/docker.sock"), ("gVisor", "/usr/bin/runsc"), ("KVM", "/dev/kvm")];
+    looked_at.into_iter().map(|(name, path)| {
+        let seen = if Path::new(path).exists() { "is there" } else { "is not there" };
+        Check::ok(name, format!("{path} {seen} (not used by this runtime)"))
+    })
+}

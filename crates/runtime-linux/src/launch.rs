@@ -1,0 +1,158 @@
+//! Starting a jailer, and hearing from it what became of it.
+
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsRawFd, OwnedFd},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use cloud_sandbox_jailer::{MESSAGE_MAX, Reply, Spec};
+use cloud_sandbox_runtime::RuntimeError;
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair},
+};
+use tokio::{io::unix::AsyncFd, sync::oneshot, time::timeout};
+
+use crate::{
+    programs,
+    sandbox::{Process, watched},
+};
+
+/// A jailer that takes longer hangs.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Starts jailers, always from the same thread: a sandbox dies with the *thread* that is its parent
+/// (PR_SET_PDEATHSIG), so that must be one that lives as long as this process.
+pub struct Launcher {
+    jobs: mpsc::Sender<Job>,
+    jailer: OwnedFd,
+    agent: OwnedFd,
+}
+
+struct Job {
+    command: Command,
+    started: oneshot::Sender<io::Result<std::process::Child>>,
+}
+
+impl Launcher {
+    pub fn new(jailer: &[u8], agent: &[u8]) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::Builder::new().name("jail-launcher".into()).spawn(move || {
+            for mut job in queue {
+                // whoever has stopped waiting finds its sandbox's socket closed, and so does the jailer
+                let _ = job.started.send(job.command.spawn());
+            }
+        })?;
+        Ok(Self {
+            jobs,
+            jailer: programs::sealed(c"cloud-sandbox-jailer", jailer)?,
+            agent: programs::sealed(c"cloud-sandbox-agent", agent)?,
+        })
+    }
+
+    /// Starts a sandbox and waits until its agent is executed.
+    pub async fn launch(&self, spec: &Spec, listener: OwnedFd, seccomp: &OwnedFd) -> Result<Process, RuntimeError> {
+        let host = |operation: &'static str| move |error: io::Error| RuntimeError::host(operation, error);
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        )
+        .map_err(|error| RuntimeError::host("make a control socket", error.into()))?;
+        let text = serde_json::to_vec(spec).map_err(|error| RuntimeError::host("write a spec", error.into()))?;
+        let fds = [listener.as_raw_fd(), self.agent.as_raw_fd(), seccomp.as_raw_fd()];
+        // before the jailer exists, so that it never waits
+        sendmsg::<()>(
+            ours.as_raw_fd(),
+            &[IoSlice::new(&text)],
+            &[ControlMessage::ScmRights(&fds)],
+            MsgFlags::empty(),
+            None,
+        )
+        .map_err(|error| RuntimeError::host("send a spec", error.into()))?;
+        let jailer = self.spawn(theirs).await.map_err(host("start the jailer"))?;
+        // the jailer is waited for as the sandbox is; a Child would wait for it too
+        let pid = i32::try_from(jailer.id())
+            .map_err(|error| RuntimeError::host("adopt the jailer", io::Error::other(error)))?;
+        let jailer = Process::adopt(pid).map_err(host("adopt the jailer"))?;
+        let control = watched(ours).map_err(host("watch the control socket"))?;
+        let outcome = timeout(DEADLINE, follow(&control)).await.unwrap_or_else(|_| {
+            jailer.kill();
+            Err((None, RuntimeError::host("build a sandbox", io::ErrorKind::TimedOut.into())))
+        });
+        match outcome {
+            Ok(process) => Ok(process),
+            Err((half_built, error)) => {
+                if let Some(process) = half_built {
+                    process.kill();
+                    process.ended().await;
+                }
+                jailer.ended().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn spawn(&self, control: OwnedFd) -> io::Result<std::process::Child> {
+        // by descriptor: resolved in the child before its descriptors close
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.jailer.as_raw_fd()));
+        command.env_clear().stdin(Stdio::from(control)).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+        let (started, child) = oneshot::channel();
+        self.jobs.send(Job { command, started }).map_err(|_| io::Error::other("the launcher has ended"))?;
+        child.await.map_err(io::Error::other)?
+    }
+}
+
+type HalfBuilt = (Option<Process>, RuntimeError);
+
+/// Reads the jailer's answers to the end. An end without a failure means that the agent was executed.
+async fn follow(control: &AsyncFd<OwnedFd>) -> Result<Process, HalfBuilt> {
+    let mut process = None;
+    loop {
+        match receive(control).await {
+            Ok(Some(Reply::Cloned(pid))) => {
+                let adopted =
+                    Process::adopt(pid).map_err(|error| (None, RuntimeError::host("adopt a sandbox", error)))?;
+                process = Some(adopted);
+            }
+            Ok(Some(Reply::Failed { step, errno })) => return Err((process, failure(step, errno))),
+            Ok(None) => {
+                let died =
+                    || (None, RuntimeError::host("build a sandbox: the jailer died", io::ErrorKind::BrokenPipe.into()));
+                return process.ok_or_else(died);
+            }
+            Err(error) => return Err((process, RuntimeError::host("hear from the jailer", error))),
+        }
+    }
+}
+
+async fn receive(control: &AsyncFd<OwnedFd>) -> io::Result<Option<Reply>> {
+    let mut text = vec![0; MESSAGE_MAX];
+    loop {
+        let mut ready = control.readable().await?;
+        match recv(control.get_ref().as_raw_fd(), &mut text, MsgFlags::empty()) {
+            // a sequenced packet of no length is the end
+            Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
+            Ok(length) => return serde_json::from_slice(&text[..length]).map(Some).map_err(Into::into),
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What the host lacks is told apart from what it is only short of.
+fn failure(step: String, errno: i32) -> RuntimeError {
+    let error = io::Error::from_raw_os_error(errno);
+    match Errno::from_raw(errno) {
+        Errno::EAGAIN | Errno::ENOMEM | Errno::ENOSPC | Errno::EUSERS => {
+            RuntimeError::Exhausted(format!("failed to {step}: {error}"))
+        }
+        _ => RuntimeError::host(step, error),
+    }
+}

@@ -1,0 +1,21 @@
+//! Sandboxes made of nothing but the kernel: no daemon, as root or as an ordinary user.
+//!
+//! A sandbox is a process in new user, mount, PID, network, IPC, UTS and cgroup namespaces. The *jailer* (a small static
+//! program) builds it and becomes the agent; this crate decides what is built and keeps what the host must keep: the
+//! process, its cgroup, its range of ids, and the agent's socket.
+//!
+//! Invariant: everything taken for a sandbox is given back by `destroy`, in any state, and what a killed server left is
+//! found again: its sandboxes die with it (PR_SET_PDEATHSIG), their cgroups are found by `reclaim`.
+
+pub mod doctor;
+
+mod cgroup;
+mod ids;
+mod launch;
+mod programs;
+mod runtime;
+mod sandbox;
+mod seccomp;
+mod template;
+
+pub use runtime::{LinuxRuntime, Options};

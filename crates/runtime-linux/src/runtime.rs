@@ -1,0 +1,284 @@
+//! The runtime port on Linux.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use cloud_sandbox_jailer::{IdMap, Root, Spec};
+use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_runtime::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage};
+use tokio::sync::oneshot;
+
+use crate::{
+    cgroup::{self, Controller, Hierarchy},
+    doctor::{Check, Loss},
+    ids::{IdRanges, USER},
+    launch::Launcher,
+    sandbox::{Process, Sandbox, Socket},
+    seccomp::Filters,
+    template,
+};
+
+/// The most files that one process of a sandbox may have open.
+const OPEN_FILES: u64 = 16_384;
+/// Locked memory is not swapped and not reclaimed; what interpreters lock is little.
+const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What a [`LinuxRuntime`] can be told.
+pub struct Options {
+    /// a folder of this process alone, where sockets have a name for a moment
+    pub state_dir: PathBuf,
+    /// the agent's program
+    pub agent: &'static [u8],
+    /// the jailer's program
+    pub jailer: &'static [u8],
+}
+
+/// Sandboxes made of namespaces, cgroups and seccomp.
+pub struct LinuxRuntime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    state_dir: PathBuf,
+    launcher: Launcher,
+    filters: Filters,
+    host: Root,
+    ids: IdRanges,
+    cgroups: Option<Box<dyn Hierarchy>>,
+    losses: Vec<Loss>,
+    sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
+}
+
+impl LinuxRuntime {
+    /// Prepares this host. Which protections it has not got is in [`losses`](Self::losses).
+    pub fn new(options: &Options) -> Result<Self, RuntimeError> {
+        let host = |operation: &'static str| move |error: io::Error| RuntimeError::host(operation, error);
+        std::fs::create_dir_all(&options.state_dir).map_err(host("make the state folder"))?;
+        let ids = IdRanges::new();
+        let (cgroups, why) = match cgroup::open() {
+            Ok(hierarchy) => (Some(hierarchy), None),
+            Err(why) => (None, Some(why)),
+        };
+        let missing = cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
+        let losses = Loss::of(&missing, why.as_deref(), ids.are_unique());
+        let inner = Inner {
+            state_dir: options.state_dir.clone(),
+            launcher: Launcher::new(options.jailer, options.agent).map_err(host("prepare the jailer"))?,
+            filters: Filters::compile().map_err(host("compile the seccomp programs"))?,
+            host: template::host(),
+            ids,
+            cgroups,
+            losses,
+            sandboxes: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The protections that sandboxes on this host do not have.
+    #[must_use]
+    pub fn losses(&self) -> &[Loss] {
+        &self.inner.losses
+    }
+
+    /// Where limits are set: `v2 at …`; nowhere, when `None`.
+    #[must_use]
+    pub fn cgroups(&self) -> Option<String> {
+        self.inner.cgroups.as_ref().map(|groups| groups.describe())
+    }
+
+    /// Makes a sandbox, has its agent answer, and destroys it: whether this host can do it at all.
+    pub async fn prove(&self) -> Check {
+        let id = SandboxId::generate();
+        let spec = SandboxSpec { template: HOST_TEMPLATE.into(), limits: Limits::DEFAULT };
+        let made = match self.create(id, &spec).await {
+            Ok(()) => self.connect(id).await.map(drop),
+            Err(error) => Err(error),
+        };
+        let gone = self.destroy(id).await;
+        Check::proof(made.and(gone))
+    }
+}
+
+impl Inner {
+    fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, Arc<Sandbox>>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sandbox(&self, id: SandboxId) -> Result<Arc<Sandbox>, RuntimeError> {
+        self.sandboxes().get(&id).cloned().ok_or(RuntimeError::Gone(id))
+    }
+
+    async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
+        let ids = self.ids.take().ok_or_else(|| RuntimeError::Exhausted("all ranges of ids are taken".into()))?;
+        let made = self.create_with(id, ids, &spec.limits).await;
+        if made.is_err() {
+            self.ids.give_back(ids);
+        }
+        made
+    }
+
+    async fn create_with(&self, id: SandboxId, ids: IdMap, limits: &Limits) -> Result<Sandbox, RuntimeError> {
+        let (socket, listener) = Socket::create(&self.state_dir, id)
+            .map_err(|error| RuntimeError::host("make the agent's socket", error))?;
+        if let Some(groups) = &self.cgroups {
+            groups.create(id, limits).map_err(|error| RuntimeError::host("make a cgroup", error))?;
+        }
+        let spec = self.jail(id, ids, limits);
+        match self.launcher.launch(&spec, listener, &self.filters.programs).await {
+            Ok(process) => Ok(Sandbox { process, socket, ids }),
+            Err(error) => {
+                self.remove_group(id)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn jail(&self, id: SandboxId, ids: IdMap, limits: &Limits) -> Spec {
+        let mut root = self.host.clone();
+        root.scratch_bytes = limits.disk_bytes;
+        root.scratch_inodes = template::inodes(limits.disk_bytes);
+        Spec {
+            hostname: "sandbox".into(),
+            user: USER,
+            ids,
+            cgroup_procs: self.cgroups.as_ref().map_or_else(Vec::new, |groups| groups.procs(id)),
+            root,
+            seccomp: self.filters.lengths.clone(),
+            rlimits: self.rlimits(limits),
+        }
+    }
+
+    /// What no cgroup limits is limited for each process, as far as that goes.
+    fn rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
+        let missing = self.cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
+        let mut rlimits = vec![
+            (libc::RLIMIT_CORE, 0),
+            (libc::RLIMIT_NOFILE, OPEN_FILES),
+            (libc::RLIMIT_MEMLOCK, LOCKED_BYTES),
+            (libc::RLIMIT_MSGQUEUE, 0),
+        ];
+        if missing.contains(&Controller::Pids) {
+            // counted within the user namespace since Linux 5.14
+            rlimits.push((libc::RLIMIT_NPROC, u64::from(limits.pids)));
+        }
+        if missing.contains(&Controller::Memory) {
+            rlimits.push((libc::RLIMIT_DATA, limits.memory_bytes));
+        }
+        rlimits
+    }
+
+    fn remove_group(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let Some(groups) = &self.cgroups else { return Ok(()) };
+        groups.remove(id).map_err(|error| RuntimeError::host(format!("remove the cgroup of {id}"), error))
+    }
+
+    async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        sandbox.process.kill();
+        if let Some(groups) = &self.cgroups {
+            // a frozen process of a v1 hierarchy dies only when it goes on; without a freezer nothing is frozen
+            let _ = groups.set_frozen(id, false);
+        }
+        sandbox.process.ended().await;
+        self.remove_group(id)?;
+        // last, so that a destroy that failed is tried again as a whole
+        if self.sandboxes().remove(&id).is_some() {
+            self.ids.give_back(sandbox.ids);
+        }
+        Ok(())
+    }
+
+    fn set_frozen(&self, id: SandboxId, frozen: bool) -> Result<(), RuntimeError> {
+        self.sandbox(id)?;
+        let able = self.cgroups.as_ref().filter(|groups| !groups.missing().contains(&Controller::Freezer));
+        let groups = able.ok_or_else(|| RuntimeError::Unsupported("freeze a sandbox: no cgroup freezer".into()))?;
+        let operation = if frozen { "freeze" } else { "thaw" };
+        groups.set_frozen(id, frozen).map_err(|error| RuntimeError::host(format!("{operation} sandbox {id}"), error))
+    }
+}
+
+#[async_trait]
+impl Runtime for LinuxRuntime {
+    fn name(&self) -> &'static str {
+        "linux"
+    }
+
+    async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
+        if spec.template != HOST_TEMPLATE {
+            return Err(RuntimeError::UnknownTemplate(spec.template.clone()));
+        }
+        let (send, made) = oneshot::channel();
+        let (inner, spec) = (Arc::clone(&self.inner), spec.clone());
+        // on its own, so that a caller that goes away does not leave half a sandbox
+        tokio::spawn(async move {
+            let made = inner.create(id, &spec).await.map(|sandbox| {
+                inner.sandboxes().insert(id, Arc::new(sandbox));
+            });
+            if send.send(made).is_err()
+                && let Err(error) = inner.destroy(id).await
+            {
+                tracing::error!(sandbox_id = %id, %error, "a sandbox that nobody waited for could not be destroyed");
+            }
+        });
+        made.await.map_err(|error| RuntimeError::host("make a sandbox", io::Error::other(error)))?
+    }
+
+    async fn connect(&self, id: SandboxId) -> Result<BoxedStream, RuntimeError> {
+        let sandbox = self.inner.sandbox(id)?;
+        match sandbox.socket.connect().await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(RuntimeError::Gone(id)),
+            Err(error) => Err(RuntimeError::host(format!("connect to the agent of {id}"), error)),
+        }
+    }
+
+    async fn set_limits(&self, id: SandboxId, limits: Limits) -> Result<(), RuntimeError> {
+        self.inner.sandbox(id)?;
+        let groups = self.inner.cgroups.as_ref();
+        let groups = groups.ok_or_else(|| RuntimeError::Unsupported("change limits: no cgroups".into()))?;
+        groups.set_limits(id, &limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))
+    }
+
+    async fn freeze(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        blocking(&self.inner, move |inner| inner.set_frozen(id, true)).await
+    }
+
+    async fn thaw(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        blocking(&self.inner, move |inner| inner.set_frozen(id, false)).await
+    }
+
+    async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
+        self.inner.sandbox(id)?;
+        Ok(self.inner.cgroups.as_ref().map_or_else(Usage::default, |groups| groups.usage(id)))
+    }
+
+    async fn ended(&self, id: SandboxId) {
+        let process: Option<Process> = self.inner.sandbox(id).ok().map(|sandbox| sandbox.process.clone());
+        if let Some(process) = process {
+            process.ended().await;
+        }
+    }
+
+    async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.inner.destroy(id).await
+    }
+
+    async fn reclaim(&self) -> Result<Vec<SandboxId>, RuntimeError> {
+        blocking(&self.inner, |_| Ok(cgroup::reclaim())).await
+    }
+}
+
+/// The kernel may take its time with a group; a worker of the async runtime may not wait for it.
+async fn blocking<T: Send + 'static>(
+    inner: &Arc<Inner>,
+    act: impl FnOnce(&Inner) -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    let inner = Arc::clone(inner);
+    let done = tokio::task::spawn_blocking(move || act(&inner)).await;
+    done.map_err(|error| RuntimeError::host("wait for the host", io::Error::other(error)))?
+}

@@ -1,0 +1,147 @@
+//! The built-in template `host`: the host's own `/usr`, read-only, with the little around it that programs expect.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cloud_sandbox_jailer::{Bind, Root};
+
+use crate::ids::USER;
+
+/// Top-level folders that are part of `/usr` on merged systems and folders of their own on others.
+const SYSTEM: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec"];
+
+/// What of `/etc` programs cannot do without, and everybody may read anyway.
+const SETTINGS: [&str; 10] = [
+    "/etc/alternatives",
+    "/etc/bash.bashrc",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/mime.types",
+    "/etc/perl",
+    "/etc/php",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+];
+
+const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
+
+/// The list of the container engines: what tells about the host, or writes to it.
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Bytes of disk for each file that may exist: a quarter of what small source trees average.
+const BYTES_PER_INODE: u64 = 4096;
+const INODES_MIN: u64 = 1024;
+
+/// What the host template shows, examined once. The scratch size is each sandbox's own.
+pub fn host() -> Root {
+    let mut root = Root {
+        devices: DEVICES.iter().map(ToString::to_string).collect(),
+        scratch: scratch(),
+        masked: paths(&MASKED),
+        read_only: paths(&READ_ONLY),
+        files: files(),
+        ..Root::default()
+    };
+    root.binds.push(bind("/usr"));
+    for path in SYSTEM.iter().map(Path::new) {
+        if let Ok(target) = fs::read_link(path) {
+            root.links.push((path.to_path_buf(), target));
+        } else if path.is_dir() {
+            root.binds.push(bind(path));
+        }
+    }
+    root.binds.extend(SETTINGS.iter().filter(|path| Path::new(path).exists()).map(bind));
+    root.binds.extend(versioned_settings().map(bind));
+    if let Ok(target) = fs::read_link("/etc/localtime") {
+        root.links.push(("/etc/localtime".into(), target));
+    }
+    root.links.push(("/var/run".into(), "/run".into()));
+    root
+}
+
+/// The same for languages whose folder has their version in its name: `/etc/python3.11`.
+fn versioned_settings() -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir("/etc").into_iter().flatten().flatten();
+    let named = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("python3") || name.starts_with("java-")
+    };
+    entries.map(|entry| entry.path()).filter(named)
+}
+
+/// The most files that fit into `bytes` of disk.
+pub fn inodes(bytes: u64) -> u64 {
+    (bytes / BYTES_PER_INODE).max(INODES_MIN)
+}
+
+/// Writable folders.
+fn scratch() -> Vec<(PathBuf, u32)> {
+    let folders = [
+        ("/workspace", 0o755),
+        ("/home/user", 0o755),
+        ("/tmp", 0o1777),
+        ("/var/tmp", 0o1777),
+        ("/run", 0o755),
+        ("/dev/shm", 0o1777),
+    ];
+    folders.into_iter().map(|(path, mode)| (path.into(), mode)).collect()
+}
+
+fn files() -> Vec<(PathBuf, String)> {
+    let files = [
+        (
+            "/etc/passwd",
+            format!(
+                "root:x:0:0:root:/root:/usr/sbin/nologin\nuser:x:{USER}:{USER}:user:/home/user:/bin/sh\n\
+                 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+            ),
+        ),
+        ("/etc/group", format!("root:x:0:\ntty:x:5:\nuser:x:{USER}:\nnogroup:x:65534:\n")),
+        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
+        ("/etc/hostname", "sandbox\n".to_owned()),
+        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
+        ("/etc/resolv.conf", String::new()),
+    ];
+    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
+}
+
+fn bind(path: impl AsRef<Path>) -> Bind {
+    let path = path.as_ref();
+    Bind { source: path.into(), target: path.into(), directory: path.is_dir() }
+}
+
+fn paths(list: &[&str]) -> Vec<PathBuf> {
+    list.iter().map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_template_shows_usr_and_none_of_the_hosts_secrets() {
+        let root = host();
+        let shown: Vec<_> = root.binds.iter().map(|bind| bind.source.as_path()).collect();
+        assert!(shown.contains(&Path::new("/usr")));
+        for secret in ["/", "/etc", "/etc/shadow", "/etc/passwd", "/etc/ssl", "/root", "/home", "/var", "/sys", "/run"]
+        {
+            assert!(!shown.contains(&Path::new(secret)), "{secret}");
+        }
+    }
+}
