@@ -1,0 +1,21 @@
+//! The program inside every sandbox: runs processes and works with files for its node, over `agent.v1`.
+//!
+//! It is mechanism without policy: which language a piece of code is in, who may call and what is remembered is the
+//! node's. Everything runs on one thread with small buffers, because every page of it counts once per sandbox.
+//!
+//! Invariant: what a run started is reaped here, its staged file is gone once it ended, and a node that hangs up leaves
+//! nothing of the run's session behind.
+
+mod files;
+mod oom;
+mod process;
+mod serve;
+mod service;
+mod status;
+
+pub use process::Children;
+pub use serve::{serve, serve_agent};
+pub use service::Agent;
+
+/// The largest message the agent reads, in bytes: a file of 8 MiB and what is around it.
+pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;

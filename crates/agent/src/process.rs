@@ -1,0 +1,130 @@
+//! Runs processes: one supervising task per run, from the start to the last event.
+//!
+//! The task relays output into a small channel, so that a slow reader stops the process rather than fill memory; feeds
+//! input beside it, so that a kill is heard whatever the process does; and outlives the node's interest: when the
+//! stream is dropped it kills the session and still waits for the exit.
+
+mod children;
+mod input;
+mod output;
+mod program;
+mod session;
+mod spawn;
+mod staged;
+mod terminal;
+
+use std::{sync::Arc, time::Instant};
+
+use cloud_sandbox_proto::agent::v1::{Exited, RunRequest, RunResponse, Start, Started, run_response::Event};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tonic::{Status, Streaming};
+
+pub use children::Children;
+use children::Exit;
+pub(crate) use children::keep_reaped;
+use input::Stdin;
+use output::Output;
+use staged::Staged;
+
+/// Events on their way to the stream: enough to keep reading while one is sent, little enough to hold back a process.
+const EVENTS: usize = 4;
+
+/// Ends with the exit; none when the child could not be waited for.
+type Ended = Shared<BoxFuture<'static, Option<Exit>>>;
+type Events = Sender<Result<RunResponse, Status>>;
+
+/// A process that has been started, and what goes with it.
+struct Run {
+    pid: i32,
+    began: Instant,
+    children: Arc<Children>,
+    ended: Ended,
+    stdin: Stdin,
+    outputs: Vec<Output>,
+    staged: Option<Staged>,
+}
+
+/// Starts a process and its supervising task. What comes out ends with `exited`; dropping it kills the session.
+pub(crate) fn run(
+    children: Arc<Children>,
+    start: Start,
+    input: Streaming<RunRequest>,
+) -> Result<Receiver<Result<RunResponse, Status>>, Status> {
+    let staged = start.staged.as_ref().map(Staged::write).transpose()?;
+    let spawned = spawn::spawn(&children, start)?;
+    let run = Run {
+        pid: spawned.pid,
+        began: spawned.began,
+        children,
+        ended: spawned.exit.map(Result::ok).boxed().shared(),
+        stdin: spawned.stdin,
+        outputs: spawned.outputs,
+        staged,
+    };
+    let (events, receiver) = channel(EVENTS);
+    // It ends by itself: with the process, or with the stream's drop.
+    tokio::spawn(run.supervise(input, events));
+    Ok(receiver)
+}
+
+impl Run {
+    async fn supervise(self, input: Streaming<RunRequest>, events: Events) {
+        let Self { pid, began, children, ended, stdin, outputs, mut staged } = self;
+        let pid_of_event = u32::try_from(pid).unwrap_or(0);
+        let _ = events.send(Ok(response(Event::Started(Started { pid: pid_of_event })))).await;
+
+        let kill = || kill_session(&children, pid, &ended);
+        let fault = tokio::select! {
+            () = relay(&outputs, &events, &ended, &mut staged) => None,
+            fault = input::feed(input, stdin, pid, &ended, kill) => Some(fault),
+            () = events.closed() => None,
+        };
+        if fault.is_some() || events.is_closed() {
+            kill().await;
+        }
+        let exit = ended.await;
+        drop(staged);
+        let last = match (fault, exit) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(exit)) => Ok(response(Event::Exited(exited(exit, began)))),
+            (None, None) => Err(Status::internal(format!("lost the exit of process {pid}"))),
+        };
+        let _ = events.send(last).await;
+    }
+}
+
+/// Relays all outputs until the process has ended, and what it left in them.
+async fn relay(outputs: &[Output], events: &Events, ended: &Ended, staged: &mut Option<Staged>) {
+    let clean_up = async {
+        ended.clone().await;
+        drop(staged.take());
+    };
+    let relays = futures::future::join_all(outputs.iter().map(|output| output.relay(events, ended)));
+    tokio::join!(relays, clean_up);
+}
+
+/// Kills the session of `leader`, unless that is over and its id has gone to another run.
+async fn kill_session(children: &Children, leader: i32, ended: &Ended) {
+    if ended.peek().is_none() || !children.is_running(leader) {
+        session::kill_session(leader).await;
+    }
+}
+
+fn exited(exit: Exit, began: Instant) -> Exited {
+    let wall_time = exit.at.saturating_duration_since(began);
+    Exited {
+        exit_code: exit.code,
+        signal: exit.signal,
+        cpu_time_us: exit.cpu_time_us,
+        peak_memory_bytes: exit.peak_memory_bytes,
+        wall_time_us: u64::try_from(wall_time.as_micros()).unwrap_or(u64::MAX),
+    }
+}
+
+fn response(event: Event) -> RunResponse {
+    RunResponse { event: Some(event) }
+}

@@ -1,0 +1,59 @@
+//! The listener and HTTP/2: accepts connections and hands their calls to the service.
+//!
+//! hyper's HTTP/2 connection and the generated service are enough; tonic's transport and its stack of layers would cost
+//! every sandbox memory for nothing. One node connects, now and then anew, so connections are not limited.
+
+use std::{io, time::Duration};
+
+use cloud_sandbox_proto::agent::v1::agent_service_server::AgentServiceServer;
+use hyper::server::conn::http2;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::{Agent, Children, MAX_MESSAGE};
+
+/// Per stream; over a local socket a window update costs microseconds, so this is throughput enough.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What a stream may hold for a reader that does not keep up.
+const SEND_BUFFER: usize = 64 * 1024;
+const MAX_STREAMS: u32 = 1024;
+/// How long to wait after a failed accept: the reason, too many open files, does not go away at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves on `listener` for as long as the process lives, within a process that has other children of its own.
+pub async fn serve(listener: UnixListener) -> io::Result<()> {
+    serve_agent(listener, Agent::new(Children::own())?).await
+}
+
+/// Serves `agent` on `listener` for as long as the process lives.
+pub async fn serve_agent(listener: UnixListener, agent: Agent) -> io::Result<()> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // A connection that fails takes its runs along, as the node expects; nobody else is affected.
+                tokio::spawn(serve_connection(stream, agent.clone()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn serve_connection(stream: UnixStream, agent: Agent) {
+    let service = AgentServiceServer::new(agent).max_decoding_message_size(MAX_MESSAGE);
+    let served = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(16 * 1024)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .await;
+    // The node hung up or spoke nonsense; it knows better than a log that nobody reads.
+    drop(served);
+}

@@ -1,0 +1,140 @@
+//! What a process leaves behind, and how all of it ends.
+
+use std::{fs, time::Instant};
+
+use cloud_sandbox_proto::agent::v1::{Kill, StagedFile, Start, run_request::Input};
+
+use crate::rig::{Agent, Running, eventually, is_alive, program, sh};
+
+/// Children, grandchildren, and one in a process group of its own; prints their ids.
+const TREE: &str = "sleep 20 & echo $!
+(sleep 20 & echo $!; wait) &
+set -m; sleep 20 & echo $!; set +m
+sleep 0.1; echo ready; wait; sleep 20";
+
+async fn grow_tree(running: &mut Running) -> Vec<u32> {
+    let seen = running.read_until("ready\n").await;
+    let pids: Vec<u32> = seen.lines().filter_map(|line| line.parse().ok()).collect();
+    assert_eq!(pids.len(), 3, "{seen}");
+    assert!(pids.iter().all(|pid| is_alive(*pid)));
+    pids
+}
+
+#[tokio::test]
+async fn kill_ends_everything_in_the_session() {
+    let agent = Agent::start().await;
+    let mut running = agent.open(program(&["bash", "-c", TREE])).await.unwrap();
+    let pids = grow_tree(&mut running).await;
+    running.send(Input::Kill(Kill {})).await;
+    assert_eq!(running.outcome().await.exited.signal, 9);
+    eventually("the end of the tree", || !pids.iter().any(|pid| is_alive(*pid))).await;
+}
+
+#[tokio::test]
+async fn a_dropped_stream_ends_everything_in_the_session() {
+    let agent = Agent::start().await;
+    let staged = Some(StagedFile { path: agent.path("stage/main.sh"), content: TREE.into() });
+    let start = Start { staged, ..program(&["bash", &agent.path("stage/main.sh")]) };
+    let mut running = agent.open(start).await.unwrap();
+    let mut pids = grow_tree(&mut running).await;
+    pids.push(running.pid);
+    drop(running);
+    eventually("the end of the tree", || !pids.iter().any(|pid| is_alive(*pid))).await;
+    eventually("removal of the staged file", || !agent.folder().join("stage").exists()).await;
+}
+
+#[tokio::test]
+async fn a_dropped_connection_ends_its_runs_and_no_others() {
+    let agent = Agent::start().await;
+    let kept = agent.open(sh("sleep 0.5; echo kept")).await.unwrap();
+    let client = agent.another_client().await;
+    // One that prints all the time, so that the stream is full when it is dropped.
+    let lost = Running::open(client, sh("yes")).await.unwrap();
+    let pid = lost.pid;
+    drop(lost);
+    eventually("the end of the process", || !is_alive(pid)).await;
+    assert_eq!(kept.outcome().await.text(), "kept\n");
+}
+
+// The generated client does not reset a stream whose input is stuck: only the connection's end tells the agent.
+#[tokio::test]
+async fn input_that_nobody_reads_is_held_back_and_a_cut_connection_still_kills() {
+    let agent = Agent::start().await;
+    let before = agent.resident_kib();
+    let (client, connection) = agent.client_to_cut().await;
+    let running = Running::open(client, program(&["sleep", "20"])).await.unwrap();
+    let pid = running.pid;
+    let taken = running.fill(64 * 1024).await;
+    assert!((1024 * 1024..4 * 1024 * 1024).contains(&taken), "the agent took {taken} bytes");
+    let grown = agent.resident_kib().saturating_sub(before);
+    assert!(grown < 8 * 1024, "the agent grew by {grown} KiB");
+    connection.shutdown(std::net::Shutdown::Both).unwrap();
+    eventually("the end of the process", || !is_alive(pid)).await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_holds_the_output_does_not_hang_the_stream() {
+    let agent = Agent::start().await;
+    let started = Instant::now();
+    let outcome = agent.sh("sleep 15 & echo $!").await;
+    assert!(started.elapsed().as_secs() < 5);
+    let daemon: u32 = outcome.text().trim().parse().unwrap();
+    assert!(is_alive(daemon), "what a process leaves behind goes on");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon as i32), nix::sys::signal::SIGKILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_daemon_that_keeps_writing_does_not_hang_the_stream() {
+    let agent = Agent::start().await;
+    let started = Instant::now();
+    let outcome = agent.sh("yes & sleep 0.1; exit 6").await;
+    assert!(started.elapsed().as_secs() < 8);
+    assert_eq!(outcome.exited.exit_code, 6);
+}
+
+#[tokio::test]
+async fn what_was_printed_before_the_end_is_never_lost() {
+    let agent = Agent::start().await;
+    for _ in 0..20 {
+        let outcome = agent.sh("head -c 60000 /dev/zero; head -c 60000 /dev/zero >&2").await;
+        assert_eq!((outcome.stdout.len(), outcome.stderr.len()), (60_000, 60_000));
+    }
+}
+
+#[tokio::test]
+async fn orphans_are_reaped() {
+    let agent = Agent::start().await;
+    agent.sh("(sleep 0.1 &) ; (true &) ; exit 0").await;
+    let children = format!("/proc/{0}/task/{0}/children", agent.pid());
+    eventually("the last child's end", || fs::read_to_string(&children).unwrap().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_signal_reaches_the_process_group() {
+    let agent = Agent::start().await;
+    let script = "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut running = agent.open(sh(script)).await.unwrap();
+    running.read_until("ready\n").await;
+    // What is no signal is not sent.
+    running.send(Input::Signal(0)).await;
+    running.send(Input::Signal(-9)).await;
+    running.send(Input::Signal(15)).await;
+    let outcome = running.outcome().await;
+    assert_eq!((outcome.text(), outcome.exited.exit_code), ("got\n", 3));
+}
+
+#[tokio::test]
+async fn the_agent_comes_back_small_after_big_files() {
+    let mut agent = Agent::start().await;
+    let before = agent.resident_kib();
+    for _ in 0..3 {
+        let request = cloud_sandbox_proto::agent::v1::WriteFileRequest {
+            path: agent.path("big"),
+            data: vec![1; 8 * 1024 * 1024].into(),
+            mode: 0,
+        };
+        agent.client.write_file(request).await.unwrap();
+    }
+    let grown = agent.resident_kib().saturating_sub(before);
+    assert!(grown < 4096, "the agent kept {grown} KiB");
+}
