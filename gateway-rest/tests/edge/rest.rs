@@ -1,0 +1,238 @@
+use std::{
+    io::{self, Write},
+    sync::{Arc, Mutex},
+};
+
+use http_body_util::BodyExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::support::{self, Edge};
+
+#[tokio::test]
+async fn curl_walk_answers_in_its_documented_shapes() {
+    let edge = Edge::start().await;
+    let issue = edge.bare(Method::POST, "/api/v1/auth/token").header("content-type", "application/json");
+    let (status, token) =
+        support::json(issue.body(r#"{"user_id": "test", "role": "user"}"#).send().await.unwrap()).await;
+    assert_eq!(status, 200);
+    assert_eq!((token["token_type"].as_str(), token["expires_in"].as_u64()), (Some("Bearer"), Some(3600)));
+    let bearer = token["access_token"].as_str().unwrap();
+
+    // curl -X POST without -d: no body and no content type
+    let acquire = edge.bare(Method::POST, "/api/v1/sandbox/acquire").bearer_auth(bearer);
+    let (status, sandbox) = support::json(acquire.send().await.unwrap()).await;
+    assert_eq!((status, sandbox["sandbox_id"].as_str()), (200, Some("sb1")));
+
+    let (status, result) = support::json(
+        edge.post("/api/v1/execute", r#"{"sandbox_id":"sb1","code":"print('Hello!')","language":"python"}"#).await,
+    )
+    .await;
+    assert_eq!(
+        (status, result["stdout"].as_str(), result["exit_code"].as_i64()),
+        (200, Some("print('Hello!')"), Some(0))
+    );
+    assert_eq!(result["timed_out"], false);
+
+    let (status, gone) = support::json(edge.post("/api/v1/sandbox/release", r#"{"sandbox_id": "sb1"}"#).await).await;
+    assert_eq!((status, gone), (200, json!({"sandbox_id": "sb1", "released": true})));
+}
+
+#[tokio::test]
+async fn answer_has_words_numbers_times_and_no_unset_messages() {
+    let edge = Edge::start().await;
+    let (_, sandbox) = support::json(edge.post("/api/v1/sandbox/acquire", r#"{"metadata":{"k":"v"}}"#).await).await;
+    assert_eq!(sandbox["state"], "acquired");
+    assert_eq!(sandbox["limits"]["memory_bytes"], 9_007_199_254_740_993_u64);
+    assert_eq!(sandbox["create_time"], "2023-11-14T22:13:20Z");
+    assert_eq!(sandbox["metadata"], json!({"k": "v"}));
+    assert_eq!((&sandbox["user_id"], sandbox.get("expire_time")), (&Value::from(""), None));
+}
+
+#[tokio::test]
+async fn whole_session_surface_is_served() {
+    let edge = Edge::start().await;
+    for (method, path, shown) in [
+        (Method::POST, "/api/v1/sessions", json!("running")),
+        (Method::GET, "/api/v1/sessions/se9", json!("running")),
+        (Method::POST, "/api/v1/sessions/se9/pause", json!("paused")),
+        (Method::POST, "/api/v1/sessions/se9/resume", json!("running")),
+    ] {
+        let (status, session) = support::json(edge.call(method, path).send().await.unwrap()).await;
+        assert_eq!((status, &session["state"]), (200, &shown), "{path}");
+    }
+    let (_, gone) = support::json(edge.call(Method::DELETE, "/api/v1/sessions/se9").send().await.unwrap()).await;
+    assert_eq!(gone, json!({"session_id": "se9", "deleted": true}));
+    let (_, list) = support::json(edge.get("/api/v1/sessions").await).await;
+    assert_eq!(list, json!({"sessions": [], "next_page_token": ""}));
+}
+
+#[tokio::test]
+async fn enums_are_read_as_words_and_by_full_name() {
+    let edge = Edge::start().await;
+    for role in ["\"user\"", "\"ROLE_USER\"", "1", "null"] {
+        let body = format!(r#"{{"user_id":"ada","role":{role}}}"#);
+        assert_eq!(edge.post("/api/v1/auth/token", &body).await.status(), 200, "{role}");
+    }
+    assert_eq!(edge.post("/api/v1/sessions/s/pause", r#"{"depth":"frozen"}"#).await.status(), 200);
+    assert!(edge.seen.request().contains("Frozen"), "{}", edge.seen.request());
+}
+
+#[tokio::test]
+async fn query_sets_scalars_enums_and_repeated_fields() {
+    let edge = Edge::start().await;
+    let path = "/api/v1/sandbox?page_size=5&state=paused&metadata=a%3D1&metadata=b%3D+2&pageToken=t";
+    assert_eq!(edge.get(path).await.status(), 200);
+    let request = edge.seen.request();
+    for part in ["page_size: 5", "Paused", r#"["a=1", "b= 2"]"#, r#"page_token: "t""#] {
+        assert!(request.contains(part), "{part} in {request}");
+    }
+    let delete = edge.call(Method::DELETE, "/api/v1/files?sandbox_id=s&path=/a&recursive=true").send().await.unwrap();
+    assert_eq!(delete.status(), 200);
+    assert!(edge.seen.request().contains("recursive: true"));
+}
+
+#[tokio::test]
+async fn path_variable_is_decoded_and_wins_no_fight_with_body_or_query() {
+    let edge = Edge::start().await;
+    let (_, session) = support::json(edge.get("/api/v1/sessions/a%20b%2Fc").await).await;
+    assert_eq!(session["session_id"], "a b/c");
+    let (status, body) = support::json(edge.post("/api/v1/sessions/s/pause", r#"{"session_id":"t"}"#).await).await;
+    assert_eq!((status, support::violated(&body)), (400, "session_id".to_owned()));
+    let (status, body) = support::json(edge.get("/api/v1/sessions/s?session_id=t").await).await;
+    assert_eq!((status, support::violated(&body)), (400, "session_id".to_owned()));
+}
+
+#[tokio::test]
+async fn files_carry_bytes_in_base64_and_show_the_annotated_field() {
+    let edge = Edge::start().await;
+    let put = edge.call(Method::PUT, "/api/v1/files").header("content-type", "application/json; charset=utf-8");
+    let put = put.body(r#"{"sandbox_id":"s","path":"/a","data":"AP8="}"#).send().await.unwrap();
+    let (status, file) = support::json(put).await;
+    assert_eq!((status, &file["size"], &file["type"]), (200, &json!(2), &json!("file")));
+    let (_, read) = support::json(edge.get("/api/v1/files?sandbox_id=s&path=/a").await).await;
+    assert_eq!((&read["data"], read.get("content")), (&json!("AP8="), None));
+}
+
+#[tokio::test]
+async fn empty_body_is_an_empty_object_whatever_its_type() {
+    let edge = Edge::start().await;
+    for (content_type, body) in
+        [(None, ""), (Some("application/x-www-form-urlencoded"), ""), (Some("text/plain"), "  "), (None, "{}")]
+    {
+        let mut call = edge.call(Method::POST, "/api/v1/sandbox/acquire").body(body);
+        if let Some(content_type) = content_type {
+            call = call.header("content-type", content_type);
+        }
+        assert_eq!(call.send().await.unwrap().status(), 200, "{content_type:?} {body:?}");
+    }
+}
+
+#[tokio::test]
+async fn head_is_get_without_its_body() {
+    let edge = Edge::start().await;
+    for path in ["/api/v1/sandbox/stats", "/health"] {
+        let length = edge.get(path).await.content_length().unwrap();
+        let head = edge.call(Method::HEAD, path).send().await.unwrap();
+        assert_eq!(head.status(), 200);
+        assert_eq!(head.headers()["content-length"], length.to_string());
+        assert!(head.bytes().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn request_id_is_kept_or_made_and_travels() {
+    let edge = Edge::start().await;
+    let call = edge.call(Method::GET, "/api/v1/sandbox/stats").header("x-request-id", "req-1");
+    assert_eq!(call.send().await.unwrap().headers()["x-request-id"], "req-1");
+    assert_eq!(edge.seen.header("x-request-id").unwrap(), "req-1");
+    let made = edge.call(Method::GET, "/nothing").header("x-request-id", "a b").send().await.unwrap();
+    assert_eq!(made.headers()["x-request-id"].len(), 26);
+}
+
+#[tokio::test]
+async fn only_listed_headers_reach_a_service() {
+    let edge = Edge::start().await;
+    let call = edge.call(Method::GET, "/api/v1/sandbox/stats");
+    let call = call.header("traceparent", "00-1-2-01").header("baggage", "a=b").header("cookie", "secret");
+    call.header("x-api-key", "admin-key").header("x-forwarded-for", "9.9.9.9").send().await.unwrap();
+    assert_eq!(edge.seen.header("traceparent").unwrap(), "00-1-2-01");
+    assert_eq!(edge.seen.header("baggage").unwrap(), "a=b");
+    assert!(edge.seen.header("authorization").is_some());
+    for name in ["cookie", "x-api-key", "x-forwarded-for", "host"] {
+        assert_eq!(edge.seen.header(name), None, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn deadline_travels_as_the_shorter_of_the_callers_and_the_edges() {
+    let edge = Edge::start().await;
+    let micros = |edge: &Edge| -> u64 {
+        let text = edge.seen.header("grpc-timeout").unwrap();
+        let (digits, unit) = text.split_at(text.len() - 1);
+        let factor = match unit {
+            "n" => return digits.parse::<u64>().unwrap() / 1000,
+            "u" => 1,
+            "m" => 1000,
+            "S" => 1_000_000,
+            other => panic!("{other}"),
+        };
+        digits.parse::<u64>().unwrap() * factor
+    };
+    edge.get("/api/v1/sandbox/stats").await;
+    assert_eq!(micros(&edge), 30_000_000);
+    edge.call(Method::GET, "/api/v1/sandbox/stats").header("grpc-timeout", "5S").send().await.unwrap();
+    assert!((4_000_000..=5_000_000).contains(&micros(&edge)));
+    edge.call(Method::GET, "/api/v1/sandbox/stats").header("grpc-timeout", "9H").send().await.unwrap();
+    assert_eq!(micros(&edge), 30_000_000);
+}
+
+#[tokio::test]
+async fn rest_is_served_over_http2_without_tls_too() {
+    let edge = Edge::start().await;
+    let request = http::Request::get("/health").body(tonic::body::Body::empty()).unwrap();
+    let answer = edge.channel().await.oneshot(request).await.unwrap();
+    assert_eq!(answer.version(), http::Version::HTTP_2);
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, r#"{"service":"gateway","status":"ok"}"#);
+}
+
+#[tokio::test]
+async fn caller_that_hangs_up_drops_the_call() {
+    let edge = Edge::start().await;
+    let call = edge.call(Method::GET, "/api/v1/sandbox/slow").timeout(std::time::Duration::from_millis(200));
+    assert!(call.send().await.unwrap_err().is_timeout());
+    edge.seen.assert_dropped().await;
+}
+
+#[tokio::test]
+async fn log_names_the_call_and_its_caller_but_no_token_and_no_body() {
+    let log = Log::default();
+    let sink = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || sink.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let edge = Edge::start().await;
+    let call = edge.call(Method::POST, "/api/v1/execute").header("x-request-id", "req-7");
+    let call = call.header("content-type", "application/json").body(r#"{"code":"print(hunter2)"}"#);
+    call.send().await.unwrap().text().await.unwrap();
+    let lines = log.0.lock().unwrap().clone();
+    let text = String::from_utf8(lines).unwrap();
+    for part in ["req-7", "/api/v1/execute", "POST", "user=\"ada\"", "status=200", "latency_ms="] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("hunter2") && !text.contains("eyJ"), "{text}");
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
