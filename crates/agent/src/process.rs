@@ -1,7 +1,7 @@
 //! Runs processes: one supervising task per run, from the start to the last event.
 //!
 //! The task relays output into a small channel, so that a slow reader stops the process rather than fill memory; feeds
-//! input beside it, so that a kill is heard whatever the process does; and outlives the node's interest: when the
+//! input beside it; and outlives the node's interest: when the
 //! stream is dropped it kills the session and still waits for the exit.
 
 mod children;
@@ -77,14 +77,13 @@ impl Run {
         let pid_of_event = u32::try_from(pid).unwrap_or(0);
         let _ = events.send(Ok(response(Event::Started(Started { pid: pid_of_event })))).await;
 
-        let kill = || kill_session(&children, pid, &ended);
         let fault = tokio::select! {
             () = relay(&outputs, &events, &ended, &mut staged) => None,
-            fault = input::feed(input, stdin, pid, &ended, kill) => Some(fault),
+            fault = input::feed(input, stdin) => Some(fault),
             () = events.closed() => None,
         };
         if fault.is_some() || events.is_closed() {
-            kill().await;
+            kill_session(&children, pid, &ended).await;
         }
         let exit = ended.await;
         drop(staged);
@@ -107,7 +106,20 @@ async fn relay(outputs: &[Output], events: &Events, ended: &Ended, staged: &mut 
     tokio::join!(relays, clean_up);
 }
 
-/// Kills the session of `leader`, unless that is over and its id has gone to another run.
+/// Sends a signal to the process group of a run, or kills all of its session when `signal` is 0. False when the run is
+/// over: its id may be another's by then.
+pub(crate) async fn signal(children: &Children, leader: i32, signal: i32) -> bool {
+    if !children.is_running(leader) {
+        return false;
+    }
+    match signal {
+        0 => session::kill_session(leader).await,
+        signal => session::signal_group(leader, signal),
+    }
+    true
+}
+
+/// Kills the session of a run whose stream is gone: also what its leader left behind there, if no other run has its id.
 async fn kill_session(children: &Children, leader: i32, ended: &Ended) {
     if ended.peek().is_none() || !children.is_running(leader) {
         session::kill_session(leader).await;

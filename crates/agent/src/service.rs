@@ -4,7 +4,8 @@ use std::{io, sync::Arc};
 
 use cloud_sandbox_proto::agent::v1::{
     CheckRequest, CheckResponse, DeleteFileRequest, DeleteFileResponse, ReadFileRequest, ReadFileResponse, RunRequest,
-    RunResponse, WriteFileRequest, WriteFileResponse, agent_service_server::AgentService, run_request::Input,
+    RunResponse, SignalRequest, SignalResponse, WriteFileRequest, WriteFileResponse,
+    agent_service_server::AgentService, run_request::Input,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -48,6 +49,17 @@ impl AgentService for Agent {
         };
         let events = process::run(Arc::clone(&self.children), start, input)?;
         Ok(Response::new(ReceiverStream::new(events)))
+    }
+
+    async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
+        let SignalRequest { pid, signal } = request.into_inner();
+        let leader = i32::try_from(pid).ok().filter(|pid| *pid > 0);
+        let leader = leader.ok_or_else(|| Status::invalid_argument(format!("{pid} is no process id")))?;
+        if !(0..=libc::SIGRTMAX()).contains(&signal) {
+            return Err(Status::invalid_argument(format!("{signal} is no signal")));
+        }
+        let running = process::signal(&self.children, leader, signal).await;
+        Ok(Response::new(SignalResponse { running }))
     }
 
     async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {

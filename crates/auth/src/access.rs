@@ -52,6 +52,7 @@ const TABLE: &[(&str, Access)] = &[
     ("/cloud_sandbox.node.v1.NodeService/DeleteFile", Access::Service),
     ("/cloud_sandbox.agent.v1.AgentService/Check", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/Run", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/Signal", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/ReadFile", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/WriteFile", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/DeleteFile", Access::Socket),

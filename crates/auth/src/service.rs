@@ -7,9 +7,7 @@ use std::{
 
 use cloud_sandbox_model::error::Error;
 use cloud_sandbox_rpc::Upstream;
-use http::{HeaderValue, Request, header::AUTHORIZATION};
-use tonic::body::Body;
-use tower::{Service, ServiceExt, util::BoxCloneSyncService};
+use http::HeaderValue;
 
 use crate::{
     principal::{DEFAULT_TENANT, Principal, Role},
@@ -38,14 +36,7 @@ impl ServiceIdentity {
     #[must_use]
     pub fn attach(&self, upstream: Upstream) -> Upstream {
         let identity = self.clone();
-        let service = tower::service_fn(move |mut request: Request<Body>| {
-            let (identity, mut upstream) = (identity.clone(), upstream.clone());
-            async move {
-                request.headers_mut().insert(AUTHORIZATION, identity.header()?);
-                upstream.ready().await?.call(request).await
-            }
-        });
-        BoxCloneSyncService::new(service)
+        upstream.authorized(move || identity.header().map_err(Into::into))
     }
 
     fn header(&self) -> Result<HeaderValue, Error> {
@@ -70,7 +61,9 @@ impl ServiceIdentity {
 mod tests {
     use std::convert::Infallible;
 
-    use http::Response;
+    use http::{Request, Response};
+    use tonic::body::Body;
+    use tower::ServiceExt;
 
     use super::*;
     use crate::layer::authorize;

@@ -1,7 +1,7 @@
-//! What the node sends to a process: bytes for its input, signals, sizes.
+//! What the node sends to a process: bytes for its input, and sizes.
 //!
-//! Bytes that the process does not take yet wait in a backlog, so that a kill behind them is heard. The backlog is
-//! bounded; past its bound the node is held back, its kill included, and what remains to it is to cut the connection.
+//! Bytes that the process does not take yet wait in a backlog, so that a resize behind them is heard. The backlog is
+//! bounded; past its bound the node is held back. Signals come by a call of their own, which never waits here.
 
 use std::{
     fs::File,
@@ -14,10 +14,10 @@ use cloud_sandbox_proto::agent::v1::{RunRequest, run_request::Input};
 use tokio::io::{Interest, unix::AsyncFd};
 use tonic::{Status, Streaming};
 
-use super::{Ended, session, terminal};
+use super::terminal;
 
-/// More than the 1 MiB that an execution may send before it can be killed, and than a stream sends without credit.
-const BACKLOG: usize = 2 * 1024 * 1024;
+/// What a process that does not read may cost in memory.
+const BACKLOG: usize = 256 * 1024;
 
 /// Where input goes.
 pub(super) struct Stdin {
@@ -31,13 +31,7 @@ pub(super) struct Stdin {
 }
 
 /// Relays messages until the process is gone; ends only on a fault of the node's.
-pub(super) async fn feed<K: Future<Output = ()>>(
-    mut messages: Streaming<RunRequest>,
-    mut stdin: Stdin,
-    pid: i32,
-    ended: &Ended,
-    kill: impl Fn() -> K,
-) -> Status {
+pub(super) async fn feed(mut messages: Streaming<RunRequest>, mut stdin: Stdin) -> Status {
     let mut open = true;
     loop {
         tokio::select! {
@@ -52,13 +46,6 @@ pub(super) async fn feed<K: Future<Output = ()>>(
                         terminal::resize(file, size);
                     }
                 }
-                Ok(Some(RunRequest { input: Some(Input::Signal(signal)) })) => {
-                    // Once reaped, the id may be another's.
-                    if ended.peek().is_none() {
-                        session::signal_group(pid, signal);
-                    }
-                }
-                Ok(Some(RunRequest { input: Some(Input::Kill(_)) })) => kill().await,
                 // A message from a newer node than this agent.
                 Ok(Some(RunRequest { input: None })) => {}
                 // The end means nothing, and a broken stream is told by the other direction.

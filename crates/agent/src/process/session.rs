@@ -28,10 +28,8 @@ pub(super) async fn kill_session(leader: i32) {
 
 /// Sends a signal to the process group of `leader`.
 pub(super) fn signal_group(leader: i32, signal: i32) {
-    if (1..=libc::SIGRTMAX()).contains(&signal) {
-        // SAFETY: a plain system call; real-time signals have no name in nix's enum.
-        unsafe { libc::kill(-leader, signal) };
-    }
+    // SAFETY: a plain system call; real-time signals have no name in nix's enum.
+    unsafe { libc::kill(-leader, signal) };
 }
 
 fn members(session: i32) -> Vec<i32> {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use cloud_sandbox_proto::agent::v1::{
-    Exited, RunRequest, RunResponse, Start, agent_service_client::AgentServiceClient, run_request::Input,
-    run_response::Event,
+    Exited, RunRequest, RunResponse, SignalRequest, Start, agent_service_client::AgentServiceClient,
+    run_request::Input, run_response::Event,
 };
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
@@ -145,6 +145,7 @@ impl Drop for Agent {
 
 pub struct Running {
     pub pid: u32,
+    client: AgentServiceClient<Channel>,
     input: mpsc::Sender<RunRequest>,
     events: Streaming<RunResponse>,
 }
@@ -167,7 +168,7 @@ impl Running {
         let (input, requests) = mpsc::channel(1);
         input.send(request(Input::Start(start))).await.unwrap();
         let events = timeout(PATIENCE, client.run(ReceiverStream::new(requests))).await.expect("the run starts")?;
-        let mut running = Self { pid: 0, input, events: events.into_inner() };
+        let mut running = Self { pid: 0, client, input, events: events.into_inner() };
         let Event::Started(started) = running.next().await? else { panic!("started is first") };
         running.pid = started.pid;
         Ok(running)
@@ -175,6 +176,13 @@ impl Running {
 
     pub async fn send(&self, input: Input) {
         timeout(PATIENCE, self.input.send(request(input))).await.expect("the agent takes input").unwrap();
+    }
+
+    /// Sends a signal, 0 to kill the session; whether the process was there.
+    pub async fn signal(&self, signal: i32) -> Result<bool, Status> {
+        let request = SignalRequest { pid: self.pid, signal };
+        let answer = timeout(PATIENCE, self.client.clone().signal(request)).await.expect("the agent answers");
+        answer.map(|answer| answer.into_inner().running)
     }
 
     pub async fn next(&mut self) -> Result<Event, Status> {

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use cloud_sandbox_proto::agent::v1::{
-    CheckRequest, CloseStdin, Kill, StagedFile, Start, run_request::Input, run_response::Event,
+    CheckRequest, CloseStdin, StagedFile, Start, run_request::Input, run_response::Event,
 };
 use tonic::Code;
 
@@ -96,10 +96,8 @@ async fn input_that_nobody_reads_is_no_error() {
 async fn a_kill_is_heard_behind_input_that_nobody_reads() {
     let agent = Agent::start().await;
     let running = agent.open(program(&["sleep", "20"])).await.unwrap();
-    for _ in 0..16 {
-        running.send(Input::Stdin(vec![b'x'; 64 * 1024].into())).await;
-    }
-    running.send(Input::Kill(Kill {})).await;
+    assert!(running.fill(64 * 1024).await > 256 * 1024, "until the agent takes no more");
+    assert!(running.signal(0).await.unwrap());
     assert_eq!(running.outcome().await.exited.signal, 9);
 }
 
@@ -182,8 +180,8 @@ async fn a_start_that_cannot_be_says_why() {
 #[tokio::test]
 async fn the_first_message_must_be_start() {
     let mut agent = Agent::start().await;
-    let kill = cloud_sandbox_proto::agent::v1::RunRequest { input: Some(Input::Kill(Kill {})) };
-    let error = agent.client.run(tokio_stream::iter([kill])).await.unwrap_err();
+    let close = cloud_sandbox_proto::agent::v1::RunRequest { input: Some(Input::CloseStdin(CloseStdin {})) };
+    let error = agent.client.run(tokio_stream::iter([close])).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
 }
 
