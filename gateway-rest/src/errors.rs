@@ -158,7 +158,7 @@ pub fn deadline_exceeded() -> Error {
 }
 
 /// The service could not be reached; `cause` is for the operator.
-pub fn unreachable(cause: BoxError) -> Error {
+pub fn unreachable(cause: impl Into<BoxError>) -> Error {
     let message = "the service behind this call cannot be reached";
     Error::new(ErrorKind::Unavailable, edge_reason::UPSTREAM_UNREACHABLE, message)
         .with_retry_after(RETRY_UNREACHABLE)
@@ -176,7 +176,7 @@ pub fn from_upstream(status: &Status) -> Error {
         Code::Cancelled if status.message() == "Timeout expired" => deadline_exceeded(),
         Code::Unknown | Code::Unavailable | Code::Internal if std::error::Error::source(status).is_some() => {
             tracing::warn!(error = chain(status), "upstream could not be reached");
-            unreachable(status.message().into())
+            unreachable(status.message())
         }
         Code::Unknown | Code::Internal => {
             tracing::error!(error = status.message(), "upstream failed without saying why");

@@ -22,7 +22,6 @@ mod limits;
 mod observe;
 mod openapi;
 mod operational;
-mod outbound;
 mod reflection;
 mod request;
 mod rest;

@@ -13,7 +13,7 @@ use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use serde_json::json;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use crate::{edge::Edge, outbound::Outbound};
+use crate::edge::Edge;
 
 /// An orchestrator gives up on its probe soon after.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ impl Check {
     #[must_use]
     pub fn grpc_health(name: &'static str, upstream: Upstream) -> Self {
         Self::new(name, move || {
-            let mut client = HealthClient::new(Outbound(upstream.clone()));
+            let mut client = HealthClient::new(upstream.clone());
             Box::pin(async move {
                 let answer = client.check(HealthCheckRequest::default()).await;
                 match answer.map(|answer| answer.into_inner().status()) {

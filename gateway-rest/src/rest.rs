@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{body::Body, extract::Request, response::IntoResponse};
 use bytes::Bytes;
 use cloud_sandbox_model::error::{Error, ErrorKind, reason};
-use cloud_sandbox_rpc::upstream::MESSAGE_MAX;
+use cloud_sandbox_rpc::{Upstream, upstream::MESSAGE_MAX};
 use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
@@ -23,7 +23,6 @@ use crate::{
     errors::{self, Rejection, deadline_exceeded, from_upstream},
     forward,
     json::write,
-    outbound::Outbound,
     request,
     routes::{Binding, Endpoint, Miss},
     stream, template,
@@ -129,7 +128,7 @@ fn json(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
 
 /// One call to a service.
 struct Call<'a> {
-    client: Grpc<Outbound>,
+    client: Grpc<Upstream>,
     binding: &'a Binding,
     request: tonic::Request<Bytes>,
     deadline: Instant,
@@ -152,14 +151,14 @@ impl<'a> Call<'a> {
         let headers = forward::context(headers, timeout, service.full_name() == ISSUER);
         let mut request = tonic::Request::new(Bytes::from(message.encode_to_vec()));
         *request.metadata_mut() = MetadataMap::from_headers(headers);
-        let client = Grpc::new(Outbound(upstream.clone())).max_decoding_message_size(MESSAGE_MAX);
+        let client = Grpc::new(upstream.clone()).max_decoding_message_size(MESSAGE_MAX);
         Ok(Self { client, binding, request, deadline: Instant::now() + timeout })
     }
 
     async fn unary(mut self) -> Result<Bytes, Error> {
         let path = self.binding.path.clone();
         let call = async {
-            self.client.ready().await.map_err(|error| errors::unreachable(error.into()))?;
+            self.client.ready().await.map_err(errors::unreachable)?;
             let answer = self.client.unary(self.request, path, Encoded).await;
             answer.map(tonic::Response::into_inner).map_err(|status| from_upstream(&status))
         };
@@ -169,7 +168,7 @@ impl<'a> Call<'a> {
     async fn stream(mut self) -> Result<Streaming<Bytes>, Error> {
         let path = self.binding.path.clone();
         let call = async {
-            self.client.ready().await.map_err(|error| errors::unreachable(error.into()))?;
+            self.client.ready().await.map_err(errors::unreachable)?;
             let answer = self.client.server_streaming(self.request, path, Encoded).await;
             answer.map(tonic::Response::into_inner).map_err(|status| from_upstream(&status))
         };

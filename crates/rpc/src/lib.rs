@@ -9,4 +9,4 @@ pub mod upstream;
 pub use context::CallContext;
 pub use dial::{Dial, LocalDial, RemoteDial};
 pub use status::{from_status, to_status};
-pub use upstream::{Upstream, connect, in_process};
+pub use upstream::{TransportError, Upstream, connect, in_process};

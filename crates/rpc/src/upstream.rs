@@ -1,9 +1,15 @@
 //! One type for a service that is called, whether it runs in this process or in another: generated clients are made
 //! over it (`SchedulerServiceClient::new(upstream)`), so there is no second code path.
 
-use std::{error::Error as StdError, time::Duration};
+use std::{
+    error::Error as StdError,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
 use tonic::{
     body::Body,
     transport::{Channel, Endpoint},
@@ -13,8 +19,69 @@ use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 /// The boxed error of a transport.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
+/// A transport that failed; why is its source.
+#[derive(Debug)]
+pub struct TransportError(BoxError);
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the transport failed")
+    }
+}
+
+impl StdError for TransportError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.0)
+    }
+}
+
 /// A service that can be called.
-pub type Upstream = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
+///
+/// Its error has a type of its own: over a boxed one, the compiler cannot see that the futures of generated clients are
+/// `Send` inside a service's boxed future (rust-lang/rust#102211).
+#[derive(Debug, Clone)]
+pub struct Upstream(BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>);
+
+impl Upstream {
+    /// The upstream that `service` is.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = BoxError> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        Self(BoxCloneSyncService::new(service))
+    }
+
+    /// The upstream with what `header` gives as `authorization` on every call.
+    #[must_use]
+    pub fn authorized(
+        self,
+        header: impl Fn() -> Result<HeaderValue, BoxError> + Clone + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(tower::service_fn(move |mut request: Request<Body>| {
+            let (header, mut upstream) = (header(), self.clone());
+            async move {
+                request.headers_mut().insert(AUTHORIZATION, header?);
+                upstream.ready().await?.call(request).await.map_err(BoxError::from)
+            }
+        }))
+    }
+}
+
+impl Service<Request<Body>> for Upstream {
+    type Response = Response<Body>;
+    type Error = TransportError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, TransportError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        self.0.poll_ready(context).map_err(TransportError)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let call = self.0.call(request);
+        Box::pin(async move { call.await.map_err(TransportError) })
+    }
+}
 
 /// The largest message between services, in bytes: the largest file piece or output with room for its envelope.
 pub const MESSAGE_MAX: usize = 20 * 1024 * 1024;
@@ -35,7 +102,7 @@ where
     B::Error: Into<BoxError>,
 {
     let service = service.map_err(Into::into).map_response(|response| response.map(Body::new));
-    BoxCloneSyncService::new(service)
+    Upstream::new(service)
 }
 
 /// Calls a service at `uri` (`http://host:port`). The connection is made at the first call and again when it breaks.
@@ -53,5 +120,5 @@ pub fn connect(uri: &str) -> Result<Upstream, BoxError> {
 /// An upstream over a channel that somebody else made, to an agent's socket for example.
 #[must_use]
 pub fn over(channel: Channel) -> Upstream {
-    BoxCloneSyncService::new(channel.map_err(Into::into))
+    Upstream::new(channel.map_err(Into::into))
 }

@@ -203,7 +203,7 @@ fn printed(content: Content) -> ExecEvent {
 impl ExecService for Fake {
     async fn execute(&self, request: Request<ExecuteRequest>) -> Answer<ExecuteResponse> {
         self.0.note(&request);
-        let stdout = request.into_inner().code;
+        let stdout = request.into_inner().code().to_owned();
         let stdout_bytes = stdout.len() as u64;
         Ok(Response::new(ExecuteResponse { execution_id: "ex1".into(), stdout, stdout_bytes, ..Default::default() }))
     }
@@ -212,7 +212,7 @@ impl ExecService for Fake {
 
     async fn execute_stream(&self, request: Request<ExecuteStreamRequest>) -> Answer<Self::ExecuteStreamStream> {
         self.0.note(&request);
-        let code = request.into_inner().request.unwrap_or_default().code;
+        let code = request.into_inner().request.unwrap_or_default().code().to_owned();
         if code == "refused" {
             return Err(to_status(Error::sandbox_not_found("sb1")));
         }

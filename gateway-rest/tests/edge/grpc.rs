@@ -71,7 +71,7 @@ async fn both_directions_stream() {
 async fn dropped_stream_drops_the_call() {
     let edge = Edge::start().await;
     let mut client = ExecServiceClient::new(edge.channel().await);
-    let run = ExecuteRequest { code: "endless".into(), ..Default::default() };
+    let run = ExecuteRequest { code: Some("endless".into()), ..Default::default() };
     let request = authorized(ExecuteStreamRequest { request: Some(run) });
     let mut events = client.execute_stream(request).await.unwrap().into_inner();
     events.next().await.unwrap().unwrap();
