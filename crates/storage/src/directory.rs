@@ -1,0 +1,144 @@
+//! The directory: where each acquired sandbox is and whose it is, which nodes are alive, and short-lived claims.
+//!
+//! A node writes its sandboxes once they are usable and renews itself; an entry whose time has passed is not there, so
+//! that what a dead node left is gone by itself. The node stays the authority on what a sandbox is doing.
+
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod memory;
+pub mod redis;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use cloud_sandbox_model::{Limits, NodeId, SandboxId};
+
+use crate::error::StorageError;
+
+/// An acquired sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxEntry {
+    /// the sandbox
+    pub id: SandboxId,
+    /// the tenant it belongs to
+    pub tenant: String,
+    /// the user it belongs to
+    pub user: String,
+    /// the node that hosts it
+    pub node: NodeId,
+    /// where the node serves node.v1
+    pub node_address: String,
+    /// what it was made from
+    pub template: String,
+    /// whether its processes are frozen
+    pub paused: bool,
+    /// the limits in force
+    pub limits: Limits,
+    /// the owner's labels
+    pub metadata: BTreeMap<String, String>,
+    /// when it was acquired
+    pub acquired_at: SystemTime,
+    /// when its lease ends; the entry lives until then
+    pub expires_at: SystemTime,
+}
+
+/// A node that is alive, as it last reported itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeEntry {
+    /// the node
+    pub id: NodeId,
+    /// where it serves node.v1
+    pub address: String,
+    /// the templates it can make sandboxes from
+    pub templates: Vec<String>,
+    /// warm sandboxes
+    pub ready: u32,
+    /// owned sandboxes, paused included
+    pub acquired: u32,
+    /// of these, paused ones
+    pub paused: u32,
+    /// sandboxes being made
+    pub creating: u32,
+    /// how many sandboxes may exist at most
+    pub capacity: u32,
+    /// takes no more because it is shutting down
+    pub draining: bool,
+}
+
+/// Which sandboxes to list.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SandboxFilter {
+    /// of this tenant
+    pub tenant: String,
+    /// of this user; of all when `None`
+    pub user: Option<String>,
+    /// of this template; of all when `None`
+    pub template: Option<String>,
+    /// paused ones or running ones; both when `None`
+    pub paused: Option<bool>,
+    /// with each of these labels
+    pub metadata: Vec<(String, String)>,
+}
+
+impl SandboxFilter {
+    /// Whether `entry` is one of those wanted.
+    #[must_use]
+    pub fn matches(&self, entry: &SandboxEntry) -> bool {
+        entry.tenant == self.tenant
+            && self.user.as_ref().is_none_or(|user| *user == entry.user)
+            && self.template.as_ref().is_none_or(|template| *template == entry.template)
+            && self.paused.is_none_or(|paused| paused == entry.paused)
+            && self.metadata.iter().all(|(key, value)| entry.metadata.get(key) == Some(value))
+    }
+}
+
+/// What came of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// It is the caller's.
+    Won,
+    /// Somebody has claimed the key before; this is the value given then.
+    Held(String),
+}
+
+/// Where sandboxes are.
+#[async_trait]
+pub trait Directory: Send + Sync + 'static {
+    /// Writes a sandbox, new or again. The entry goes when its lease ends.
+    async fn put_sandbox(&self, entry: &SandboxEntry) -> Result<(), StorageError>;
+
+    /// Removes a sandbox; one that is not there is removed already.
+    async fn remove_sandbox(&self, id: SandboxId) -> Result<(), StorageError>;
+
+    /// A sandbox whose lease has not ended.
+    async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxEntry>, StorageError>;
+
+    /// At most `limit` sandboxes that match, in order of their ids, those after `after` only.
+    async fn sandboxes(
+        &self,
+        filter: &SandboxFilter,
+        after: Option<SandboxId>,
+        limit: usize,
+    ) -> Result<Vec<SandboxEntry>, StorageError>;
+
+    /// Reports a node; it counts as dead when it has not reported again within `ttl`.
+    async fn put_node(&self, entry: &NodeEntry, ttl: Duration) -> Result<(), StorageError>;
+
+    /// Removes a node that says goodbye.
+    async fn remove_node(&self, id: NodeId) -> Result<(), StorageError>;
+
+    /// The nodes that are alive, in order of their ids.
+    async fn nodes(&self) -> Result<Vec<NodeEntry>, StorageError>;
+
+    /// Claims `key` with `value` for `ttl`, unless somebody has.
+    async fn claim(&self, key: &str, value: &str, ttl: Duration) -> Result<Claim, StorageError>;
+
+    /// Gives up a claim if it still has `value`.
+    async fn unclaim(&self, key: &str, value: &str) -> Result<(), StorageError>;
+
+    /// Whether the store answers.
+    async fn check(&self) -> Result<(), StorageError>;
+}

@@ -1,0 +1,134 @@
+//! Entries as they are stored. Unknown fields are ignored, so that a newer version may add some while an older one
+//! still reads.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use cloud_sandbox_model::Limits;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::STORE;
+use crate::{
+    directory::{NodeEntry, SandboxEntry},
+    error::StorageError,
+};
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SandboxRecord {
+    id: String,
+    pub(super) tenant: String,
+    user: String,
+    node: String,
+    node_address: String,
+    template: String,
+    paused: bool,
+    memory_bytes: u64,
+    cpu_millis: u32,
+    pids: u32,
+    disk_bytes: u64,
+    metadata: BTreeMap<String, String>,
+    acquired_at: SystemTime,
+    expires_at: SystemTime,
+}
+
+impl From<&SandboxEntry> for SandboxRecord {
+    fn from(entry: &SandboxEntry) -> Self {
+        Self {
+            id: entry.id.to_string(),
+            tenant: entry.tenant.clone(),
+            user: entry.user.clone(),
+            node: entry.node.to_string(),
+            node_address: entry.node_address.clone(),
+            template: entry.template.clone(),
+            paused: entry.paused,
+            memory_bytes: entry.limits.memory_bytes,
+            cpu_millis: entry.limits.cpu_millis,
+            pids: entry.limits.pids,
+            disk_bytes: entry.limits.disk_bytes,
+            metadata: entry.metadata.clone(),
+            acquired_at: entry.acquired_at,
+            expires_at: entry.expires_at,
+        }
+    }
+}
+
+impl SandboxRecord {
+    pub(super) fn entry(self) -> Result<SandboxEntry, StorageError> {
+        let Self { memory_bytes, cpu_millis, pids, disk_bytes, .. } = self;
+        Ok(SandboxEntry {
+            id: self.id.parse().map_err(|_| corrupt(format!("sandbox id {:?}", self.id)))?,
+            tenant: self.tenant,
+            user: self.user,
+            node: self.node.parse().map_err(|_| corrupt(format!("node id {:?}", self.node)))?,
+            node_address: self.node_address,
+            template: self.template,
+            paused: self.paused,
+            limits: Limits { memory_bytes, cpu_millis, pids, disk_bytes },
+            metadata: self.metadata,
+            acquired_at: self.acquired_at,
+            expires_at: self.expires_at,
+        })
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct NodeRecord {
+    id: String,
+    address: String,
+    templates: Vec<String>,
+    ready: u32,
+    acquired: u32,
+    paused: u32,
+    creating: u32,
+    capacity: u32,
+    draining: bool,
+}
+
+impl From<&NodeEntry> for NodeRecord {
+    fn from(entry: &NodeEntry) -> Self {
+        Self {
+            id: entry.id.to_string(),
+            address: entry.address.clone(),
+            templates: entry.templates.clone(),
+            ready: entry.ready,
+            acquired: entry.acquired,
+            paused: entry.paused,
+            creating: entry.creating,
+            capacity: entry.capacity,
+            draining: entry.draining,
+        }
+    }
+}
+
+impl NodeRecord {
+    pub(super) fn entry(self) -> Result<NodeEntry, StorageError> {
+        Ok(NodeEntry {
+            id: self.id.parse().map_err(|_| corrupt(format!("node id {:?}", self.id)))?,
+            address: self.address,
+            templates: self.templates,
+            ready: self.ready,
+            acquired: self.acquired,
+            paused: self.paused,
+            creating: self.creating,
+            capacity: self.capacity,
+            draining: self.draining,
+        })
+    }
+}
+
+fn corrupt(what: impl Into<String>) -> StorageError {
+    StorageError::Corrupt { store: STORE, what: what.into() }
+}
+
+pub(super) fn write(record: &impl Serialize) -> Result<String, StorageError> {
+    serde_json::to_string(record).map_err(|error| corrupt(format!("an entry to write: {error}")))
+}
+
+pub(super) fn read<T: DeserializeOwned>(text: &str, what: &str) -> Result<T, StorageError> {
+    serde_json::from_str(text).map_err(|error| corrupt(format!("{what}: {error}")))
+}
+
+/// One entry that cannot be read must not hide all others from a list.
+pub(super) fn read_or_skip<T: DeserializeOwned>(text: &str, what: &str) -> Option<T> {
+    let record = read(text, what);
+    record.inspect_err(|error| tracing::warn!(%error, "skipped an entry of the directory")).ok()
+}

@@ -1,0 +1,11 @@
+//! What is stored, as ports, and their implementations: embedded for one machine, shared for a fleet.
+
+pub mod directory;
+pub mod error;
+pub mod page;
+pub mod sessions;
+
+pub use directory::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
+pub use directory::{memory::MemoryDirectory, redis::RedisDirectory};
+pub use error::StorageError;
+pub use sessions::{SessionFilter, SessionRecord, SessionStore, sqlite::SqliteSessions};

@@ -1,0 +1,259 @@
+//! The sessions of one machine, in an SQLite file.
+
+use std::{path::Path, str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use cloud_sandbox_model::{SessionId, SessionState};
+use sqlx::{
+    Row, Sqlite, SqlitePool,
+    query_builder::QueryBuilder,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+};
+
+use super::{Inserted, SessionFilter, SessionRecord, SessionStore, from_millis, to_millis};
+use crate::error::StorageError;
+
+const STORE: &str = "the session store";
+/// How long a write waits for another one.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// One write at a time is all that SQLite does; the others read meanwhile.
+const CONNECTIONS: u32 = 4;
+
+/// A [`SessionStore`] in an SQLite file.
+#[derive(Debug, Clone)]
+pub struct SqliteSessions {
+    pool: SqlitePool,
+}
+
+fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StorageError {
+    StorageError::Unavailable { store: STORE, source: error.into() }
+}
+
+fn corrupt(what: impl Into<String>) -> StorageError {
+    StorageError::Corrupt { store: STORE, what: what.into() }
+}
+
+impl SqliteSessions {
+    /// Opens the file at `path`, made if it is not there, and brings its tables up to date.
+    pub async fn open(path: &Path) -> Result<Self, StorageError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // with a write-ahead log this may lose the last writes to a power cut, but never consistency
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(BUSY_TIMEOUT)
+            .connect_with(options)
+            .await
+            .map_err(unavailable)?;
+        sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(unavailable)?;
+        Ok(Self { pool })
+    }
+
+    /// Closes the file after what is under way.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn by_request(&self, record: &SessionRecord) -> Result<Option<SessionRecord>, StorageError> {
+        let row = sqlx::query("SELECT * FROM sessions WHERE tenant = ? AND user_id = ? AND request_id = ?")
+            .bind(&record.tenant)
+            .bind(&record.user)
+            .bind(&record.request_id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(unavailable)?;
+        row.as_ref().map(read).transpose()
+    }
+}
+
+/// A row as a record.
+fn read(row: &SqliteRow) -> Result<SessionRecord, StorageError> {
+    fn column<'r, T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(
+        row: &'r SqliteRow,
+        name: &str,
+    ) -> Result<T, StorageError> {
+        row.try_get(name).map_err(|error| corrupt(format!("column {name}: {error}")))
+    }
+    fn parsed<T: FromStr>(row: &SqliteRow, name: &str) -> Result<T, StorageError> {
+        let text: &str = column(row, name)?;
+        text.parse().map_err(|_| corrupt(format!("column {name}: {text:?}")))
+    }
+    let state: &str = column(row, "state")?;
+    let sandbox: Option<&str> = column(row, "sandbox_id")?;
+    let metadata: &str = column(row, "metadata")?;
+    Ok(SessionRecord {
+        id: parsed(row, "id")?,
+        tenant: column(row, "tenant")?,
+        user: column(row, "user_id")?,
+        state: SessionState::from_word(state).ok_or_else(|| corrupt(format!("column state: {state:?}")))?,
+        sandbox: sandbox.map(|_| parsed(row, "sandbox_id")).transpose()?,
+        template: column(row, "template")?,
+        metadata: serde_json::from_str(metadata).map_err(|error| corrupt(format!("column metadata: {error}")))?,
+        failure: column(row, "failure")?,
+        request_id: column(row, "request_id")?,
+        request_fingerprint: column(row, "request_fingerprint")?,
+        created_at: from_millis(column(row, "created_at")?),
+        updated_at: from_millis(column(row, "updated_at")?),
+        version: column(row, "version")?,
+    })
+}
+
+fn metadata(record: &SessionRecord) -> Result<String, StorageError> {
+    serde_json::to_string(&record.metadata).map_err(|error| corrupt(format!("labels to write: {error}")))
+}
+
+/// The query that a filter stands for.
+fn select(filter: &SessionFilter, after: Option<SessionId>, limit: usize) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT * FROM sessions WHERE true");
+    if let Some(after) = after {
+        query.push(" AND id > ").push_bind(after.to_string());
+    }
+    if let Some(tenant) = &filter.tenant {
+        query.push(" AND tenant = ").push_bind(tenant.clone());
+    }
+    if let Some(user) = &filter.user {
+        query.push(" AND user_id = ").push_bind(user.clone());
+    }
+    if let Some(idle_since) = filter.idle_since {
+        query.push(" AND updated_at <= ").push_bind(to_millis(idle_since));
+    }
+    if !filter.states.is_empty() {
+        query.push(" AND state IN (");
+        let mut states = query.separated(", ");
+        for state in &filter.states {
+            states.push_bind(state.as_str());
+        }
+        query.push(")");
+    }
+    for (key, value) in &filter.metadata {
+        // a key may hold what a JSON path would read as its own, so the labels are walked instead
+        query.push(" AND EXISTS (SELECT 1 FROM json_each(sessions.metadata) AS label WHERE label.key = ");
+        query.push_bind(key.clone()).push(" AND label.value = ").push_bind(value.clone()).push(")");
+    }
+    query.push(" ORDER BY id LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
+    query
+}
+
+#[async_trait]
+impl SessionStore for SqliteSessions {
+    async fn insert(&self, record: &SessionRecord) -> Result<Inserted, StorageError> {
+        let insert = "INSERT INTO sessions (id, tenant, user_id, state, sandbox_id, template, metadata, failure, \
+                      request_id, request_fingerprint, created_at, updated_at, version) \
+                      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+                      ON CONFLICT (tenant, user_id, request_id) DO NOTHING";
+        let done = sqlx::query(insert)
+            .bind(record.id.to_string())
+            .bind(&record.tenant)
+            .bind(&record.user)
+            .bind(record.state.as_str())
+            .bind(record.sandbox.map(|id| id.to_string()))
+            .bind(&record.template)
+            .bind(metadata(record)?)
+            .bind(&record.failure)
+            .bind(&record.request_id)
+            .bind(&record.request_fingerprint)
+            .bind(to_millis(record.created_at))
+            .bind(to_millis(record.updated_at))
+            .bind(record.version)
+            .execute(&self.pool)
+            .await
+            .map_err(unavailable)?;
+        if done.rows_affected() > 0 {
+            return Ok(Inserted::New);
+        }
+        match self.by_request(record).await? {
+            Some(existing) => Ok(Inserted::Existing(Box::new(existing))),
+            // deleted between the two statements: as good as busy, and a retry makes it
+            None => Err(unavailable("the session with this request id was just deleted")),
+        }
+    }
+
+    async fn get(&self, id: SessionId) -> Result<Option<SessionRecord>, StorageError> {
+        let row = sqlx::query("SELECT * FROM sessions WHERE id = ?").bind(id.to_string());
+        let row = row.fetch_optional(&self.pool).await.map_err(unavailable)?;
+        row.as_ref().map(read).transpose()
+    }
+
+    async fn list(
+        &self,
+        filter: &SessionFilter,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> Result<Vec<SessionRecord>, StorageError> {
+        let rows = select(filter, after, limit).build().fetch_all(&self.pool).await.map_err(unavailable)?;
+        rows.iter().map(read).collect()
+    }
+
+    async fn update(&self, record: &SessionRecord) -> Result<bool, StorageError> {
+        let update = "UPDATE sessions SET state = ?, sandbox_id = ?, metadata = ?, failure = ?, updated_at = ?, \
+                      version = version + 1 WHERE id = ? AND version = ?";
+        let done = sqlx::query(update)
+            .bind(record.state.as_str())
+            .bind(record.sandbox.map(|id| id.to_string()))
+            .bind(metadata(record)?)
+            .bind(&record.failure)
+            .bind(to_millis(record.updated_at))
+            .bind(record.id.to_string())
+            .bind(record.version)
+            .execute(&self.pool)
+            .await
+            .map_err(unavailable)?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn delete(&self, id: SessionId, version: i64) -> Result<bool, StorageError> {
+        let delete =
+            sqlx::query("DELETE FROM sessions WHERE id = ? AND version = ?").bind(id.to_string()).bind(version);
+        let done = delete.execute(&self.pool).await.map_err(unavailable)?;
+        Ok(done.rows_affected() > 0 || self.get(id).await?.is_none())
+    }
+
+    async fn check(&self) -> Result<(), StorageError> {
+        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(unavailable)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::conformance;
+
+    async fn store() -> (tempfile::TempDir, SqliteSessions) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteSessions::open(&folder.path().join("sessions.db")).await.unwrap();
+        (folder, store)
+    }
+
+    conformance::session_suite!(store().await);
+
+    #[tokio::test]
+    async fn sessions_survive_a_restart() {
+        let (folder, store) = store().await;
+        let record = conformance::record("ada", None);
+        store.insert(&record).await.unwrap();
+        store.close().await;
+        let store = SqliteSessions::open(&folder.path().join("sessions.db")).await.unwrap();
+        assert_eq!(store.get(record.id).await.unwrap(), Some(record));
+    }
+
+    #[tokio::test]
+    async fn row_that_cannot_be_read_is_corrupt() {
+        let (_folder, store) = store().await;
+        let record = conformance::record("ada", None);
+        store.insert(&record).await.unwrap();
+        sqlx::query("UPDATE sessions SET state = 'lost'").execute(&store.pool).await.unwrap();
+        assert!(matches!(store.get(record.id).await, Err(StorageError::Corrupt { .. })));
+    }
+
+    #[tokio::test]
+    async fn folder_that_is_not_there_is_unavailable() {
+        let opened = SqliteSessions::open(Path::new("/nonexistent/sessions.db")).await;
+        assert!(matches!(opened, Err(StorageError::Unavailable { .. })));
+    }
+}
