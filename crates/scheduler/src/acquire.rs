@@ -1,0 +1,147 @@
+//! Acquiring: try the best node, then the next, a few times.
+//!
+//! A node's RESOURCE_EXHAUSTED means "try another node", and so does a node that cannot be reached; every other refusal
+//! is the caller's answer. With a `request_id`, the node that was asked first is kept as a claim in the directory, so
+//! that a retry, through whichever scheduler, goes to the node that knows the first answer.
+//!
+//! When the caller hangs up, its deadline passes, or a reply is lost after the node acquired, nobody knows the sandbox:
+//! its lease ends it.
+
+use std::time::Duration;
+
+use cloud_sandbox_auth::Principal;
+use cloud_sandbox_model::{Error, ErrorKind, NodeId, Result, error::reason, input::Violations};
+use cloud_sandbox_node_client::{Nodes, failure, missing, within};
+use cloud_sandbox_proto::{node, v1};
+use cloud_sandbox_rpc::CallContext;
+use cloud_sandbox_storage::{Claim, NodeEntry};
+
+use crate::placement::{PlacementRequest, offers, place};
+
+/// How many nodes are asked for one acquire.
+const ATTEMPTS: usize = 3;
+/// What a request without a template gets (see the contract).
+const DEFAULT_TEMPLATE: &str = "host";
+/// The longest name of a template: what an image reference takes, with room.
+const TEMPLATE_MAX: usize = 512;
+/// How long a request id is known: as long as the longest lease.
+const CLAIMED_FOR: Duration = Duration::from_secs(24 * 3600);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// One acquire.
+pub(crate) struct Acquire<'a> {
+    nodes: &'a Nodes,
+    context: &'a CallContext,
+    principal: &'a Principal,
+    request: &'a v1::AcquireSandboxRequest,
+    /// the claim's key; `None` without a `request_id`
+    key: Option<String>,
+}
+
+impl<'a> Acquire<'a> {
+    /// Checks what needs no node.
+    pub(crate) fn new(
+        nodes: &'a Nodes,
+        context: &'a CallContext,
+        principal: &'a Principal,
+        request: &'a v1::AcquireSandboxRequest,
+    ) -> Result<Self> {
+        let mut violations = Violations::default();
+        violations.request_id("request_id", &request.request_id);
+        let short = request.template.len() <= TEMPLATE_MAX;
+        violations.check(short, "template", format!("must be at most {TEMPLATE_MAX} bytes long"));
+        violations.finish()?;
+        let (tenant, user, id) = (&principal.tenant, &principal.user, &request.request_id);
+        let key = (!id.is_empty()).then(|| format!("acquire:{tenant}:{user}:{id}"));
+        Ok(Self { nodes, context, principal, request, key })
+    }
+
+    pub(crate) async fn run(self) -> Result<v1::Sandbox> {
+        let alive = self.nodes.directory().nodes().await?;
+        if alive.is_empty() {
+            let error = Error::new(ErrorKind::Unavailable, reason::NODE_UNREACHABLE, "no node is alive");
+            return Err(error.with_retry_after(RETRY_AFTER));
+        }
+        if !alive.iter().any(|node| offers(node, self.template())) {
+            let message = format!("template '{}' does not exist", self.template());
+            return Err(Error::new(ErrorKind::NotFound, reason::TEMPLATE_NOT_FOUND, message));
+        }
+        let mut excluded = Vec::new();
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let Some(node) = self.choose(&alive, &excluded).await? else { break };
+            let error = match self.ask(node).await {
+                Ok(sandbox) => return Ok(sandbox),
+                Err(error) => error,
+            };
+            if !matches!(error.kind(), ErrorKind::ResourceExhausted | ErrorKind::Unavailable) {
+                return Err(error);
+            }
+            tracing::info!(node_id = %node.id, reason = error.reason(), "node did not take the sandbox");
+            self.unclaim(node.id).await?;
+            excluded.push(node.id);
+            last = Some(error);
+        }
+        Err(nowhere(last))
+    }
+
+    fn template(&self) -> &str {
+        if self.request.template.is_empty() { DEFAULT_TEMPLATE } else { &self.request.template }
+    }
+
+    /// The node to ask next: the one that holds the claim, else the best.
+    async fn choose<'n>(&self, alive: &'n [NodeEntry], excluded: &[NodeId]) -> Result<Option<&'n NodeEntry>> {
+        let by_id = |id: NodeId| alive.iter().find(|node| node.id == id);
+        let request = PlacementRequest { template: self.template(), excluded };
+        let Some(best) = place(alive, &request).first().and_then(|id| by_id(*id)) else { return Ok(None) };
+        let Some(key) = &self.key else { return Ok(Some(best)) };
+        let value = best.id.to_string();
+        // a claim that leads nowhere is given up and tried again; somebody else may be quicker, but not for ever
+        for _ in 0..ATTEMPTS {
+            match self.nodes.directory().claim(key, &value, CLAIMED_FOR).await? {
+                Claim::Won => return Ok(Some(best)),
+                Claim::Held(held) => {
+                    let node = held.parse().ok().filter(|id| !excluded.contains(id)).and_then(by_id);
+                    if node.is_some() {
+                        return Ok(node);
+                    }
+                    self.nodes.directory().unclaim(key, &held).await?;
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Aborted, "REQUEST_ID_BUSY", "other calls with this request_id are under way"))
+    }
+
+    /// Asks one node. With a `request_id` a lost reply is asked for again: the node knows its first answer.
+    async fn ask(&self, node: &NodeEntry) -> Result<v1::Sandbox> {
+        let result = self.ask_once(node).await;
+        match result {
+            Err(error) if self.key.is_some() && error.reason() == reason::NODE_UNREACHABLE => self.ask_once(node).await,
+            result => result,
+        }
+    }
+
+    async fn ask_once(&self, node: &NodeEntry) -> Result<v1::Sandbox> {
+        let owner = node::v1::Owner { tenant: self.principal.tenant.clone(), user_id: self.principal.user.clone() };
+        let request = node::v1::AcquireSandboxRequest { owner: Some(owner), request: Some(self.request.clone()) };
+        let mut client = self.nodes.client(&node.address)?;
+        let answer = within(self.context, client.acquire_sandbox(self.context.outbound(request))).await?;
+        missing(answer.map_err(|status| failure(&status))?.into_inner().sandbox, "sandbox")
+    }
+
+    async fn unclaim(&self, node: NodeId) -> Result<()> {
+        if let Some(key) = &self.key {
+            self.nodes.directory().unclaim(key, &node.to_string()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the caller hears when no node took its sandbox: that there is no room, unless no node could even be asked.
+fn nowhere(last: Option<Error>) -> Error {
+    match last {
+        Some(error) if error.kind() == ErrorKind::Unavailable => error.with_retry_after(RETRY_AFTER),
+        _ => Error::new(ErrorKind::ResourceExhausted, reason::CAPACITY, "no node has room for another sandbox")
+            .with_retry_after(RETRY_AFTER),
+    }
+}
