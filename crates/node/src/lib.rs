@@ -1,0 +1,36 @@
+//! One machine's side of the system: keeps a pool of warm sandboxes, owns what each sandbox does from its making to its
+//! destruction, runs what callers send, and serves `node.v1`.
+//!
+//! The node alone decides whether it has room and knows what its sandboxes are doing; the directory holds copies for
+//! others to find them by. Who may call is decided before a call comes here.
+//!
+//! Invariant: every sandbox has one owner task that lives until the runtime has destroyed it. Every acquired one has a
+//! lease. So nothing is left behind by a lost reply, a caller that hung up, or an orderly shutdown; what a crash left
+//! is destroyed at the next start.
+
+mod acquire;
+mod agent;
+mod claims;
+mod executions;
+mod files;
+mod fingerprint;
+mod interactive;
+mod keeper;
+mod languages;
+mod node;
+mod options;
+mod pool;
+mod report;
+mod sandbox;
+mod service;
+mod signals;
+
+#[cfg(test)]
+mod tests;
+
+pub use node::Node;
+pub use options::{
+    AGENT_DEADLINE, CREATE_PARALLELISM, DIRECTORY_DEADLINE, KILL_GRACE, Options, POOL_MAX, POOL_MIN, RELEASE_PATIENCE,
+    REPORT_INTERVAL,
+};
+pub use service::NodeService;

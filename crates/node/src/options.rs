@@ -1,0 +1,87 @@
+//! What a node can be told.
+
+use std::time::Duration;
+
+use cloud_sandbox_model::{
+    Limits, NodeId,
+    error::{Error, Result},
+};
+
+/// Warm sandboxes to keep ready: enough for a small burst, cheap enough for a laptop.
+pub const POOL_MIN: usize = 5;
+/// Sandboxes that may exist at once.
+pub const POOL_MAX: usize = 50;
+/// Sandboxes made at once. A create waits for the kernel more than it computes; more of them only slow each other.
+pub const CREATE_PARALLELISM: usize = 4;
+/// How often a node reports itself. It counts as dead after three reports that did not come.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a new sandbox's agent may take to answer; it answers within milliseconds on a machine that is not stuck.
+pub const AGENT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the directory may take.
+pub const DIRECTORY_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a killed process may take to be reported as ended before the node reports it by itself.
+pub const KILL_GRACE: Duration = Duration::from_secs(3);
+/// How long a release waits for a sandbox that cannot be destroyed yet.
+pub const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The settings of a node.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// this node
+    pub id: NodeId,
+    /// where `node.v1` is served, for the directory
+    pub address: String,
+    /// warm sandboxes to keep ready
+    pub pool_min: usize,
+    /// sandboxes that may exist at once, in whatever state
+    pub pool_max: usize,
+    /// limits of a sandbox that asks for none
+    pub default_limits: Limits,
+    /// the most that a caller may ask for
+    pub max_limits: Limits,
+    /// sandboxes made at once
+    pub create_parallelism: usize,
+    /// how often the node reports itself
+    pub report_interval: Duration,
+    /// how long a new sandbox's agent may take to answer
+    pub agent_deadline: Duration,
+    /// how long the directory may take
+    pub directory_deadline: Duration,
+    /// how long a killed process may take to end
+    pub kill_grace: Duration,
+    /// how long a release waits for the sandbox to be gone
+    pub release_patience: Duration,
+}
+
+impl Options {
+    /// The defaults.
+    #[must_use]
+    pub fn new(id: NodeId, address: impl Into<String>) -> Self {
+        Self {
+            id,
+            address: address.into(),
+            pool_min: POOL_MIN,
+            pool_max: POOL_MAX,
+            default_limits: Limits::DEFAULT,
+            max_limits: Limits::MAX,
+            create_parallelism: CREATE_PARALLELISM,
+            report_interval: REPORT_INTERVAL,
+            agent_deadline: AGENT_DEADLINE,
+            directory_deadline: DIRECTORY_DEADLINE,
+            kill_grace: KILL_GRACE,
+            release_patience: RELEASE_PATIENCE,
+        }
+    }
+
+    /// All that contradicts itself.
+    pub(crate) fn check(&self) -> Result<()> {
+        let mut violations = cloud_sandbox_model::input::Violations::default();
+        violations.check(self.pool_max >= 1, "pool_max", "must be at least 1");
+        violations.check(self.pool_min <= self.pool_max, "pool_min", "must be at most pool_max");
+        violations.check(self.create_parallelism >= 1, "create_parallelism", "must be at least 1");
+        violations.check(!self.report_interval.is_zero(), "report_interval", "must not be zero");
+        let fits = self.default_limits.overlaid(self.default_limits, self.max_limits);
+        violations.take(fits.map_err(|error| Error::invalid("default_limits", error.message())));
+        violations.finish()
+    }
+}

@@ -1,0 +1,68 @@
+//! Tells the directory how the node is, so that callers find it: regularly, and soon after a change.
+
+use std::{sync::Arc, time::Duration};
+
+use cloud_sandbox_model::error::chain;
+use cloud_sandbox_runtime::HOST_TEMPLATE;
+use cloud_sandbox_storage::NodeEntry;
+use tokio::time::{sleep, timeout};
+
+use crate::node::Shared;
+
+/// Changes come in bursts; one report for all of them is enough, and the node's own word counts in the end.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Reports that may be lost before the node counts as dead.
+const REPORTS_PER_TTL: u32 = 3;
+
+/// Runs until the node stops. A report that fails is made up for by the next.
+pub(crate) async fn reporter(node: Arc<Shared>) {
+    let interval = node.options.report_interval;
+    let mut failing = false;
+    loop {
+        failing = report(&node, failing).await;
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            () = sleep(interval) => continue,
+            () = node.pool.changed.notified() => {}
+        }
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            () = sleep(DEBOUNCE) => {}
+        }
+    }
+}
+
+async fn report(node: &Shared, was_failing: bool) -> bool {
+    let ttl = node.options.report_interval * REPORTS_PER_TTL;
+    let entry = entry(node);
+    let error = match timeout(node.options.directory_deadline, node.directory.put_node(&entry, ttl)).await {
+        Ok(Ok(())) => {
+            if was_failing {
+                tracing::info!("node is reported to the directory again");
+            }
+            return false;
+        }
+        Ok(Err(error)) => chain(&error),
+        Err(_) => "no answer in time".to_owned(),
+    };
+    if !was_failing {
+        tracing::warn!(error, "failed to report the node to the directory; trying again");
+    }
+    true
+}
+
+fn entry(node: &Shared) -> NodeEntry {
+    let counts = node.pool.counts();
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    NodeEntry {
+        id: node.options.id,
+        address: node.options.address.clone(),
+        templates: vec![HOST_TEMPLATE.to_owned()],
+        ready: number(counts.ready),
+        acquired: number(counts.acquired + counts.paused),
+        paused: number(counts.paused),
+        creating: number(counts.creating),
+        capacity: number(node.options.pool_max),
+        draining: node.is_draining(),
+    }
+}

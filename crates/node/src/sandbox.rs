@@ -1,0 +1,232 @@
+//! The handle of a sandbox: what everybody but its owner task knows of it and may ask of it.
+//!
+//! Requests go into the owner's mailbox; what the sandbox is doing is read off a watch that the owner alone writes.
+
+mod lease;
+mod owner;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use cloud_sandbox_model::{
+    Limits, SandboxId, SandboxState,
+    error::{Error, ErrorKind, Result, reason},
+};
+use cloud_sandbox_proto::v1;
+use cloud_sandbox_runtime::{Runtime, RuntimeError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{agent::Agent, executions::Executions, options::Options};
+
+pub(crate) use lease::{ClaimKey, Lease};
+pub(crate) use owner::{Purpose, spawn};
+
+/// Why a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndCause {
+    Released,
+    LeaseEnded,
+    AgentEnded,
+    Shutdown,
+    /// it could not be made, or not be made what the caller wanted
+    Failed,
+    /// it had to make room for one of another shape
+    Evicted,
+    /// its caller hung up before it was told of it
+    Abandoned,
+}
+
+impl EndCause {
+    /// The word in metrics.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::LeaseEnded => "lease",
+            Self::AgentEnded => "agent",
+            Self::Shutdown => "shutdown",
+            Self::Failed => "failed",
+            Self::Evicted => "evicted",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+impl fmt::Display for EndCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Released => "it was released",
+            Self::LeaseEnded => "its lease ended",
+            Self::AgentEnded => "its agent ended",
+            Self::Shutdown => "its node shut down",
+            Self::Failed => "it failed",
+            Self::Evicted => "it made room for another",
+            Self::Abandoned => "its caller hung up",
+        })
+    }
+}
+
+/// What a sandbox is doing, as its owner last said.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) state: SandboxState,
+    pub(crate) lease: Option<Arc<Lease>>,
+    pub(crate) end: Option<EndCause>,
+}
+
+type Reply<T> = oneshot::Sender<Result<T>>;
+
+enum Command {
+    Claim { lease: Box<Lease>, reply: Reply<Arc<Lease>> },
+    KeepAlive { timeout_seconds: u32, reply: Reply<View> },
+    Pause { reply: Reply<View> },
+    Resume { reply: Reply<View> },
+    End(EndCause),
+}
+
+/// The handle.
+pub(crate) struct Sandbox {
+    pub(crate) id: SandboxId,
+    pub(crate) template: String,
+    pub(crate) agent: Agent,
+    pub(crate) executions: Executions,
+    /// cancelled as soon as the sandbox is of no more use
+    pub(crate) ended: CancellationToken,
+    /// cancelled when nothing of it is left
+    pub(crate) finished: CancellationToken,
+    runtime: Arc<dyn Runtime>,
+    mailbox: mpsc::UnboundedSender<Command>,
+    view: watch::Receiver<View>,
+    oom_kills_seen: AtomicU64,
+}
+
+impl Sandbox {
+    pub(crate) fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// The lease of a sandbox that may be used now.
+    pub(crate) fn usable(&self) -> Result<Arc<Lease>> {
+        let view = self.view.borrow();
+        match (view.state, &view.lease) {
+            (SandboxState::Acquired, Some(lease)) => Ok(Arc::clone(lease)),
+            (SandboxState::Paused, Some(_)) => {
+                let message = format!("sandbox {} is paused; resume it first", self.id);
+                Err(Error::new(ErrorKind::FailedPrecondition, reason::SANDBOX_PAUSED, message))
+            }
+            (SandboxState::Terminating, Some(_)) => Err(self.gone(view.end)),
+            _ => Err(Error::sandbox_not_found(self.id)),
+        }
+    }
+
+    /// What a caller sees of an acquired sandbox.
+    pub(crate) fn describe(&self, options: &Options) -> Result<v1::Sandbox> {
+        self.describe_view(&self.view(), options)
+    }
+
+    pub(crate) fn describe_view(&self, view: &View, options: &Options) -> Result<v1::Sandbox> {
+        match &view.lease {
+            Some(_) if view.end.is_some() => Err(self.gone(view.end)),
+            Some(lease) => Ok(lease.describe(self, view.state, options)),
+            None => Err(Error::sandbox_not_found(self.id)),
+        }
+    }
+
+    /// Why calls to the sandbox end or are refused once it is over.
+    pub(crate) fn gone_error(&self) -> Error {
+        let end = self.view.borrow().end;
+        self.gone(end)
+    }
+
+    fn gone(&self, end: Option<EndCause>) -> Error {
+        let message = match end {
+            Some(cause) => format!("sandbox {} is gone: {cause}", self.id),
+            None => format!("sandbox {} is gone", self.id),
+        };
+        Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, message)
+    }
+
+    /// Gives a warm sandbox to its owner.
+    pub(crate) async fn claim(&self, lease: Lease) -> Result<Arc<Lease>> {
+        self.ask(|reply| Command::Claim { lease: Box::new(lease), reply }).await
+    }
+
+    pub(crate) async fn keep_alive(&self, timeout_seconds: u32) -> Result<View> {
+        self.ask(|reply| Command::KeepAlive { timeout_seconds, reply }).await
+    }
+
+    pub(crate) async fn pause(&self) -> Result<View> {
+        self.ask(|reply| Command::Pause { reply }).await
+    }
+
+    pub(crate) async fn resume(&self) -> Result<View> {
+        self.ask(|reply| Command::Resume { reply }).await
+    }
+
+    /// Ends the sandbox. `finished` says when nothing is left.
+    pub(crate) fn end(&self, cause: EndCause) {
+        // an owner that is gone has ended it already
+        let _ = self.mailbox.send(Command::End(cause));
+    }
+
+    pub(crate) fn abandon(&self) {
+        self.end(EndCause::Abandoned);
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        if self.mailbox.send(command(reply)).is_err() {
+            return Err(self.gone_error());
+        }
+        tokio::select! {
+            biased;
+            answer = answer => answer.unwrap_or_else(|_| Err(self.gone_error())),
+            () = self.ended.cancelled() => Err(self.gone_error()),
+        }
+    }
+
+    /// How many processes the kernel had killed for memory when somebody last looked.
+    pub(crate) fn oom_kills_seen(&self) -> u64 {
+        self.oom_kills_seen.load(Ordering::Relaxed)
+    }
+
+    /// Looks how many they are now; the last known number where the host cannot tell.
+    pub(crate) async fn oom_kills(&self) -> u64 {
+        if let Ok(usage) = self.runtime.usage(self.id).await
+            && let Some(kills) = usage.oom_kills
+        {
+            self.oom_kills_seen.fetch_max(kills, Ordering::Relaxed);
+        }
+        self.oom_kills_seen()
+    }
+}
+
+/// What a caller is told of a runtime's failure.
+pub(crate) fn runtime_error(error: RuntimeError) -> Error {
+    match error {
+        RuntimeError::UnknownTemplate(_) => {
+            Error::new(ErrorKind::NotFound, reason::TEMPLATE_NOT_FOUND, error.to_string())
+        }
+        RuntimeError::Gone(_) => Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, error.to_string()),
+        RuntimeError::Unsupported(_) => {
+            Error::new(ErrorKind::FailedPrecondition, reason::UNSUPPORTED_BY_HOST, error.to_string())
+        }
+        RuntimeError::Exhausted(_) => Error::new(ErrorKind::ResourceExhausted, reason::CAPACITY, error.to_string()),
+        RuntimeError::Host { ref operation, .. } => Error::internal(&operation.clone(), error),
+    }
+}
+
+/// Limits as the contract has them.
+pub(crate) fn limits_message(limits: Limits) -> v1::ResourceLimits {
+    v1::ResourceLimits {
+        memory_bytes: limits.memory_bytes,
+        cpu_millis: limits.cpu_millis,
+        pids: limits.pids,
+        disk_bytes: limits.disk_bytes,
+    }
+}

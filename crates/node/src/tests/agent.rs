@@ -1,0 +1,288 @@
+//! A scripted agent: `argv` says what a process does, and what was asked of it can be looked up.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use cloud_sandbox_proto::{
+    agent::v1::{
+        CheckRequest, CheckResponse, DeleteFileRequest, DeleteFileResponse, Exited, ReadFileRequest, ReadFileResponse,
+        RunRequest, RunResponse, SignalRequest, SignalResponse, Start, Started, WriteFileRequest, WriteFileResponse,
+        agent_service_server::{AgentService, AgentServiceServer},
+        run_request::Input,
+        run_response::Event,
+    },
+    v1::{FileInfo, FileType},
+};
+use hyper::server::conn::http2;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use tokio::{io::DuplexStream, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// What all agents of a test share.
+#[derive(Default)]
+pub(super) struct Script {
+    /// programs that are not there
+    pub(super) missing: Mutex<HashSet<&'static str>>,
+    /// every process that was started
+    pub(super) starts: Mutex<Vec<Start>>,
+    /// every signal that was sent
+    pub(super) signals: Mutex<Vec<i32>>,
+    pub(super) files: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// where each process hears its signals
+    processes: Mutex<HashMap<u32, mpsc::UnboundedSender<i32>>>,
+    /// processes that run now
+    pub(super) running: AtomicUsize,
+    /// connections made
+    pub(super) connections: AtomicUsize,
+    /// agents do not answer
+    pub(super) mute: AtomicBool,
+    /// what a file operation is refused with
+    pub(super) refusal: Mutex<Option<Status>>,
+}
+
+impl Script {
+    pub(super) fn serve(self: &Arc<Self>, stream: DuplexStream) {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        let service = AgentServiceServer::new(Agent(Arc::clone(self))).max_decoding_message_size(32 * 1024 * 1024);
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        tokio::spawn(connection);
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn last_start(&self) -> Start {
+        self.starts.lock().unwrap().last().cloned().unwrap()
+    }
+}
+
+struct Agent(Arc<Script>);
+
+/// Counts a process as running.
+struct Running(Arc<Script>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+type Events = mpsc::Sender<Result<RunResponse, Status>>;
+
+#[tonic::async_trait]
+impl AgentService for Agent {
+    type RunStream = ReceiverStream<Result<RunResponse, Status>>;
+
+    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        if self.0.mute.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(CheckResponse { version: "test".into() }))
+    }
+
+    async fn run(&self, request: Request<Streaming<RunRequest>>) -> Result<Response<Self::RunStream>, Status> {
+        let mut input = request.into_inner();
+        let Some(Input::Start(start)) = input.message().await?.and_then(|message| message.input) else {
+            return Err(Status::invalid_argument("the first message of a run must be start"));
+        };
+        if self.0.missing.lock().unwrap().contains(start.argv[0].as_str()) {
+            return Err(Status::not_found(format!("program {} not found in PATH", start.argv[0])));
+        }
+        if start.cwd == "/missing" {
+            return Err(Status::failed_precondition("cwd /missing does not exist"));
+        }
+        self.0.starts.lock().unwrap().push(start.clone());
+        self.0.running.fetch_add(1, Ordering::SeqCst);
+        let running = Running(Arc::clone(&self.0));
+        let (events, receiver) = mpsc::channel(4);
+        let (signals, heard) = mpsc::unbounded_channel();
+        let pid = {
+            let mut processes = self.0.processes.lock().unwrap();
+            let pid = processes.len() as u32 + 2;
+            processes.insert(pid, signals);
+            pid
+        };
+        tokio::spawn(async move {
+            let closed = events.clone();
+            send(&events, Event::Started(Started { pid })).await;
+            tokio::select! {
+                () = process(&running.0, start, input, heard, events) => {}
+                () = closed.closed() => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
+        let SignalRequest { pid, signal } = request.into_inner();
+        let running = self.0.processes.lock().unwrap().get(&pid).is_some_and(|process| process.send(signal).is_ok());
+        Ok(Response::new(SignalResponse { running }))
+    }
+
+    async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
+        let request = request.into_inner();
+        self.refuse()?;
+        let files = self.0.files.lock().unwrap();
+        if let Some(data) = files.get(&request.path) {
+            let from = data.len().min(request.offset as usize);
+            let to = data.len().min(from + request.limit as usize);
+            let file = Some(info(&request.path, FileType::File, data.len()));
+            let data = data[from..to].to_vec().into();
+            return Ok(Response::new(ReadFileResponse { file, data, ..Default::default() }));
+        }
+        let folder = format!("{}/", request.path.trim_end_matches('/'));
+        let names = files.keys().filter_map(|path| path.strip_prefix(&folder));
+        let names: Vec<_> = names.filter(|name| name.as_bytes() > &request.after_name[..]).collect();
+        if names.is_empty() {
+            return Err(Status::not_found(format!("failed to read {}: no such file or folder", request.path)));
+        }
+        let page: Vec<_> = names.iter().take(request.page_size as usize).collect();
+        let next = if page.len() < names.len() { page.last().unwrap().as_bytes().to_vec() } else { Vec::new() };
+        Ok(Response::new(ReadFileResponse {
+            file: Some(info(&request.path, FileType::Directory, 0)),
+            data: Default::default(),
+            entries: page.iter().map(|name| info(&format!("{folder}{name}"), FileType::File, 0)).collect(),
+            next_after_name: next.into(),
+        }))
+    }
+
+    async fn write_file(&self, request: Request<WriteFileRequest>) -> Result<Response<WriteFileResponse>, Status> {
+        let request = request.into_inner();
+        self.refuse()?;
+        let file = Some(FileInfo { mode: request.mode, ..info(&request.path, FileType::File, request.data.len()) });
+        self.0.files.lock().unwrap().insert(request.path, request.data.to_vec());
+        Ok(Response::new(WriteFileResponse { file }))
+    }
+
+    async fn delete_file(&self, request: Request<DeleteFileRequest>) -> Result<Response<DeleteFileResponse>, Status> {
+        let path = request.into_inner().path;
+        self.refuse()?;
+        let removed = self.0.files.lock().unwrap().remove(&path);
+        let missing = || Status::not_found(format!("failed to delete {path}: no such file or folder"));
+        removed.map(|_| Response::new(DeleteFileResponse {})).ok_or_else(missing)
+    }
+}
+
+impl Agent {
+    fn refuse(&self) -> Result<(), Status> {
+        self.0.refusal.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+}
+
+fn info(path: &str, kind: FileType, size: usize) -> FileInfo {
+    let name = path.rsplit('/').next().unwrap().to_owned();
+    FileInfo { path: path.to_owned(), name, r#type: kind.into(), size: size as u64, ..Default::default() }
+}
+
+async fn process(
+    script: &Script,
+    start: Start,
+    mut input: Streaming<RunRequest>,
+    mut signals: mpsc::UnboundedReceiver<i32>,
+    events: Events,
+) {
+    let words: Vec<&str> = start.argv.iter().map(String::as_str).collect();
+    let exited = match words.as_slice() {
+        ["echo", text] => print(&events, text.as_bytes().to_vec(), b"").await,
+        ["both", out, err] => print(&events, out.as_bytes().to_vec(), err.as_bytes()).await,
+        ["bash" | "sh", "-c", line] => print(&events, line.as_bytes().to_vec(), b"").await,
+        ["bytes", hex @ ..] => {
+            for byte in hex {
+                send(&events, Event::Stdout(vec![u8::from_str_radix(byte, 16).unwrap()].into())).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Exited::default()
+        }
+        ["flood", bytes] => print(&events, vec![b'x'; bytes.parse().unwrap()], b"").await,
+        ["binary", bytes] => print(&events, vec![0xFF; bytes.parse().unwrap()], b"").await,
+        ["yes"] => {
+            while !events.is_closed() {
+                send(&events, Event::Stdout("y\n".into())).await;
+            }
+            return;
+        }
+        ["fail", code] => Exited { exit_code: code.parse().unwrap(), ..Default::default() },
+        ["signal", signal] => Exited { signal: signal.parse().unwrap(), ..Default::default() },
+        ["wait", milliseconds] => {
+            let time = Duration::from_millis(milliseconds.parse().unwrap());
+            send(&events, Event::Stdout("waiting\n".into())).await;
+            tokio::select! {
+                () = tokio::time::sleep(time) => print(&events, b"done\n".to_vec(), b"").await,
+                killed = until_killed(script, &mut signals) => killed,
+            }
+        }
+        ["stubborn"] => std::future::pending().await,
+        ["cat"] => cat(script, &mut input, &mut signals, &events).await,
+        ["break"] => {
+            let _ = events.send(Err(Status::unavailable("broken"))).await;
+            return;
+        }
+        _ => {
+            let staged = start.staged.map(|staged| staged.content.to_vec()).unwrap_or_default();
+            print(&events, staged, b"").await
+        }
+    };
+    let exited = Exited { cpu_time_us: 1500, peak_memory_bytes: 4096, wall_time_us: 2500, ..exited };
+    send(&events, Event::Exited(exited)).await;
+}
+
+async fn print(events: &Events, stdout: Vec<u8>, stderr: &[u8]) -> Exited {
+    for chunk in stdout.chunks(32 * 1024) {
+        send(events, Event::Stdout(chunk.to_vec().into())).await;
+    }
+    if !stderr.is_empty() {
+        send(events, Event::Stderr(stderr.to_vec().into())).await;
+    }
+    Exited::default()
+}
+
+async fn cat(
+    script: &Script,
+    input: &mut Streaming<RunRequest>,
+    signals: &mut mpsc::UnboundedReceiver<i32>,
+    events: &Events,
+) -> Exited {
+    loop {
+        let message = tokio::select! {
+            message = input.message() => message,
+            Some(signal) = signals.recv() => {
+                script.signals.lock().unwrap().push(signal);
+                return Exited { signal: if signal == 0 { 9 } else { signal }, ..Default::default() };
+            }
+        };
+        match message.ok().flatten().and_then(|message| message.input) {
+            Some(Input::Stdin(bytes)) => send(events, Event::Stdout(bytes)).await,
+            Some(Input::CloseStdin(_)) => return Exited::default(),
+            Some(Input::Resize(size)) => {
+                send(events, Event::Stdout(format!("{}x{}", size.rows, size.cols).into())).await;
+            }
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+async fn until_killed(script: &Script, signals: &mut mpsc::UnboundedReceiver<i32>) -> Exited {
+    while let Some(signal) = signals.recv().await {
+        if signal == 0 {
+            script.signals.lock().unwrap().push(9);
+            return Exited { signal: 9, ..Default::default() };
+        }
+    }
+    std::future::pending().await
+}
+
+async fn send(events: &Events, event: Event) {
+    let _ = events.send(Ok(RunResponse { event: Some(event) })).await;
+}

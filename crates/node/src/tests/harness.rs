@@ -1,0 +1,242 @@
+//! A node with everything around it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cloud_sandbox_model::{NodeId, SandboxId};
+use cloud_sandbox_proto::{
+    node::v1::{self as node, Owner, node_service_client::NodeServiceClient},
+    v1,
+};
+use cloud_sandbox_rpc::{Upstream, from_status, in_process};
+use cloud_sandbox_runtime::{FakeRuntime, Runtime};
+use cloud_sandbox_storage::{Claim, Directory, MemoryDirectory, NodeEntry, SandboxEntry, SandboxFilter, StorageError};
+use tonic::Status;
+
+use super::agent::Script;
+use crate::{Node, Options};
+
+/// A directory that can be made to fail.
+#[derive(Default)]
+pub(super) struct TestDirectory {
+    inner: MemoryDirectory,
+    pub(super) failing: AtomicBool,
+}
+
+impl TestDirectory {
+    fn fail(&self) -> Result<(), StorageError> {
+        if self.failing.load(Ordering::SeqCst) {
+            return Err(StorageError::Unavailable { store: "directory", source: "made to fail".into() });
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Directory for TestDirectory {
+    async fn put_sandbox(&self, entry: &SandboxEntry) -> Result<(), StorageError> {
+        self.fail()?;
+        self.inner.put_sandbox(entry).await
+    }
+
+    async fn remove_sandbox(&self, id: SandboxId) -> Result<(), StorageError> {
+        self.fail()?;
+        self.inner.remove_sandbox(id).await
+    }
+
+    async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxEntry>, StorageError> {
+        self.inner.sandbox(id).await
+    }
+
+    async fn sandboxes(
+        &self,
+        filter: &SandboxFilter,
+        after: Option<SandboxId>,
+        limit: usize,
+    ) -> Result<Vec<SandboxEntry>, StorageError> {
+        self.inner.sandboxes(filter, after, limit).await
+    }
+
+    async fn put_node(&self, entry: &NodeEntry, ttl: Duration) -> Result<(), StorageError> {
+        self.fail()?;
+        self.inner.put_node(entry, ttl).await
+    }
+
+    async fn remove_node(&self, id: NodeId) -> Result<(), StorageError> {
+        self.inner.remove_node(id).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeEntry>, StorageError> {
+        self.inner.nodes().await
+    }
+
+    async fn claim(&self, key: &str, value: &str, ttl: Duration) -> Result<Claim, StorageError> {
+        self.inner.claim(key, value, ttl).await
+    }
+
+    async fn unclaim(&self, key: &str, value: &str) -> Result<(), StorageError> {
+        self.inner.unclaim(key, value).await
+    }
+
+    async fn check(&self) -> Result<(), StorageError> {
+        self.inner.check().await
+    }
+}
+
+/// A node under test.
+pub(super) struct World {
+    pub(super) node: Node,
+    pub(super) runtime: Arc<FakeRuntime>,
+    pub(super) directory: Arc<TestDirectory>,
+    pub(super) script: Arc<Script>,
+}
+
+pub(super) type Client = NodeServiceClient<Upstream>;
+
+pub(super) fn options(pool_min: usize, pool_max: usize) -> Options {
+    Options { pool_min, pool_max, ..Options::new(NodeId::generate(), "http://node:9093") }
+}
+
+pub(super) fn runtime(script: &Arc<Script>) -> Arc<FakeRuntime> {
+    let script = Arc::clone(script);
+    Arc::new(FakeRuntime::new(move |_, stream| script.serve(stream)))
+}
+
+impl World {
+    /// A node that keeps `pool_min` warm and has room for `pool_max`, settled.
+    pub(super) async fn start(pool_min: usize, pool_max: usize) -> Self {
+        let world = Self::start_with(options(pool_min, pool_max), |_| {}).await;
+        world.settle().await;
+        world
+    }
+
+    /// A node with these options, on a runtime that was prepared, not yet settled.
+    pub(super) async fn start_with(options: Options, prepare: impl FnOnce(&FakeRuntime)) -> Self {
+        let script = Arc::new(Script::default());
+        let runtime = runtime(&script);
+        prepare(&runtime);
+        let directory = Arc::new(TestDirectory::default());
+        let node = Node::start(options, Arc::clone(&runtime) as Arc<dyn Runtime>, Arc::clone(&directory) as _).await;
+        Self { node: node.unwrap(), runtime, directory, script }
+    }
+
+    /// Lets everything happen that takes a little time only.
+    pub(super) async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+
+    pub(super) fn client(&self) -> Client {
+        let client = NodeServiceClient::new(in_process(self.node.service().into_server()));
+        client.max_decoding_message_size(32 * 1024 * 1024).max_encoding_message_size(32 * 1024 * 1024)
+    }
+
+    pub(super) async fn entry(&self) -> NodeEntry {
+        self.directory.nodes().await.unwrap().remove(0)
+    }
+
+    pub(super) async fn in_directory(&self, id: SandboxId) -> Option<SandboxEntry> {
+        self.directory.sandbox(id).await.unwrap()
+    }
+
+    pub(super) async fn try_acquire(
+        &self,
+        request: v1::AcquireSandboxRequest,
+    ) -> Result<node::AcquireSandboxResponse, Failure> {
+        let owner = Some(Owner { tenant: "default".into(), user_id: "alice".into() });
+        let request = node::AcquireSandboxRequest { owner, request: Some(request) };
+        let answer = self.client().acquire_sandbox(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| Failure::of(&status))
+    }
+
+    /// Acquires a sandbox with nothing special about it.
+    pub(super) async fn acquire(&self) -> SandboxId {
+        id_of(&self.try_acquire(Default::default()).await.unwrap())
+    }
+
+    pub(super) async fn release(&self, id: SandboxId) -> Result<(), Failure> {
+        let request = node::ReleaseSandboxRequest { sandbox_id: id.to_string() };
+        self.client().release_sandbox(request).await.map(drop).map_err(|status| Failure::of(&status))
+    }
+
+    pub(super) async fn get(&self, id: SandboxId) -> Result<v1::Sandbox, Failure> {
+        let request = node::GetSandboxRequest { sandbox_id: id.to_string() };
+        let answer = self.client().get_sandbox(request).await;
+        answer.map(|answer| answer.into_inner().sandbox.unwrap()).map_err(|status| Failure::of(&status))
+    }
+
+    pub(super) async fn keep_alive(&self, id: SandboxId, timeout_seconds: u32) -> Result<v1::Sandbox, Failure> {
+        let request = node::KeepAliveSandboxRequest { sandbox_id: id.to_string(), timeout_seconds };
+        let answer = self.client().keep_alive_sandbox(request).await;
+        answer.map(|answer| answer.into_inner().sandbox.unwrap()).map_err(|status| Failure::of(&status))
+    }
+
+    pub(super) async fn pause(&self, id: SandboxId) -> Result<v1::Sandbox, Failure> {
+        let request = node::PauseSandboxRequest { sandbox_id: id.to_string() };
+        let answer = self.client().pause_sandbox(request).await;
+        answer.map(|answer| answer.into_inner().sandbox.unwrap()).map_err(|status| Failure::of(&status))
+    }
+
+    pub(super) async fn resume(&self, id: SandboxId) -> Result<v1::Sandbox, Failure> {
+        let request = node::ResumeSandboxRequest { sandbox_id: id.to_string() };
+        let answer = self.client().resume_sandbox(request).await;
+        answer.map(|answer| answer.into_inner().sandbox.unwrap()).map_err(|status| Failure::of(&status))
+    }
+
+    pub(super) async fn execute(&self, request: v1::ExecuteRequest) -> Result<v1::ExecuteResponse, Failure> {
+        let request = node::ExecuteRequest { request: Some(request) };
+        let answer = self.client().execute(request).await;
+        answer.map(|answer| answer.into_inner().response.unwrap()).map_err(|status| Failure::of(&status))
+    }
+}
+
+/// An error as a caller reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) kind: &'static str,
+    pub(super) reason: String,
+    pub(super) message: String,
+    pub(super) fields: Vec<String>,
+}
+
+impl Failure {
+    pub(super) fn of(status: &Status) -> Self {
+        let error = from_status(status);
+        Self {
+            kind: error.kind().name(),
+            reason: error.reason().to_owned(),
+            message: error.message().to_owned(),
+            fields: error.violations().iter().map(|violation| violation.field.clone()).collect(),
+        }
+    }
+
+    /// Kind and reason.
+    pub(super) fn words(&self) -> (&str, &str) {
+        (self.kind, &self.reason)
+    }
+}
+
+pub(super) fn id_of(answer: &node::AcquireSandboxResponse) -> SandboxId {
+    answer.sandbox.as_ref().unwrap().sandbox_id.parse().unwrap()
+}
+
+/// A program with its arguments.
+pub(super) fn argv(id: SandboxId, words: &[&str]) -> v1::ExecuteRequest {
+    let argv = words.iter().map(|word| (*word).to_owned()).collect();
+    v1::ExecuteRequest { sandbox_id: id.to_string(), argv, ..Default::default() }
+}
+
+/// Code in a language.
+pub(super) fn code(id: SandboxId, language: &str, code: &str) -> v1::ExecuteRequest {
+    v1::ExecuteRequest {
+        sandbox_id: id.to_string(),
+        code: Some(code.into()),
+        language: language.into(),
+        ..Default::default()
+    }
+}
