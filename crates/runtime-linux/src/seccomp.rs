@@ -31,8 +31,6 @@ const FORBIDDEN: &[&str] = &[
     "fsopen",
     "fspick",
     "keyctl",
-    "mknod",
-    "mknodat",
     "mount",
     "mount_setattr",
     "move_mount",
