@@ -1,0 +1,156 @@
+//! `cloud-sandbox run`: a file, or standard input, in a fresh sandbox; what it prints is printed, its exit code is ours.
+//!
+//! Invariant: the sandbox is released however the run ends, by a signal too. Without `--server` the node lives in this
+//! process, on a temporary folder and without a socket.
+
+mod console;
+mod language;
+mod local;
+mod remote;
+
+use std::{io, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, bail};
+use cloud_sandbox_proto::v1::{
+    AcquireSandboxRequest, ExecExited, ExecuteRequest, ReleaseSandboxRequest, exec_service_client::ExecServiceClient,
+    scheduler_service_client::SchedulerServiceClient,
+};
+use cloud_sandbox_rpc::{Upstream, from_status, upstream::MESSAGE_MAX};
+use http::HeaderValue;
+use tokio::io::AsyncReadExt;
+use tonic::Status;
+
+use crate::{cli::RunArgs, settings::Settings, signals::Signals};
+
+/// The exit code when the program could not be run at all, as container tools have it.
+pub const EXIT_NOT_RUN: u8 = 125;
+/// The largest program (as ExecuteRequest has it), so that a wrong file is noticed before it is sent.
+const CODE_MAX: u64 = 1024 * 1024;
+/// The sandbox outlives the program by this much, should this process be killed in between.
+const LEASE_MARGIN: u32 = 60;
+const LEASE_MAX: u32 = 86_400;
+/// How long giving the sandbox back may take.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The services that a run needs, wherever they are.
+struct Api {
+    scheduler: SchedulerServiceClient<Upstream>,
+    exec: ExecServiceClient<Upstream>,
+}
+
+impl Api {
+    fn new(scheduler: Upstream, exec: Upstream, token: &str) -> anyhow::Result<Self> {
+        let token = HeaderValue::try_from(format!("Bearer {token}")).context("the token is not a header")?;
+        let authorized = |upstream: Upstream| {
+            let token = token.clone();
+            upstream.authorized(move || Ok(token.clone()))
+        };
+        let exec = ExecServiceClient::new(authorized(exec)).max_decoding_message_size(MESSAGE_MAX);
+        Ok(Self { scheduler: SchedulerServiceClient::new(authorized(scheduler)), exec })
+    }
+}
+
+/// How a run ended.
+enum Outcome {
+    Exited(ExecExited),
+    /// nobody reads what the program prints
+    NoReader,
+    /// by a signal to this process
+    Signalled(u8),
+}
+
+/// Runs the program. An error means that it could not be run, or not to its end.
+pub async fn run(settings: &Settings, arguments: &RunArgs) -> anyhow::Result<ExitCode> {
+    let language = language::of(arguments.language.as_deref(), &arguments.file)?;
+    let code = read(&arguments.file).await?;
+    // from here on there is something to clean up
+    let signals = Signals::listen()?;
+    let request = ExecuteRequest {
+        code: Some(code),
+        language,
+        timeout_ms: arguments.timeout * 1000,
+        ..ExecuteRequest::default()
+    };
+
+    let (api, node) = match &arguments.server {
+        Some(server) => (remote::api(server, arguments.token.as_deref()).await?, None),
+        None => {
+            let (api, node) = local::start(settings).await?;
+            (api, Some(node))
+        }
+    };
+    let forward_input = arguments.file != "-" && !io::IsTerminal::is_terminal(&io::stdin());
+    let outcome = in_sandbox(api, request, arguments.timeout, forward_input, signals).await;
+    if let Some(node) = node {
+        node.stop().await?;
+    }
+    Ok(ExitCode::from(match outcome? {
+        Outcome::Exited(exited) => report(&exited, arguments.timeout),
+        Outcome::NoReader => 141, // 128 + SIGPIPE
+        Outcome::Signalled(code) => code,
+    }))
+}
+
+/// Acquires a sandbox, runs the program in it, and releases it whatever happens.
+async fn in_sandbox(
+    mut api: Api,
+    request: ExecuteRequest,
+    timeout: u32,
+    forward_input: bool,
+    mut signals: Signals,
+) -> anyhow::Result<Outcome> {
+    let lease = (timeout + LEASE_MARGIN).min(LEASE_MAX);
+    let wanted = AcquireSandboxRequest { timeout_seconds: lease, ..AcquireSandboxRequest::default() };
+    let acquired = api.scheduler.acquire_sandbox(wanted).await.map_err(failure)?.into_inner();
+    let Some(sandbox) = acquired.sandbox else { bail!("the server acquired no sandbox") };
+
+    let request = ExecuteRequest { sandbox_id: sandbox.sandbox_id.clone(), ..request };
+    let outcome = tokio::select! {
+        outcome = console::attach(&mut api.exec, request, forward_input) => outcome,
+        (_, code) = signals.next() => Ok(Outcome::Signalled(code)),
+    };
+    signals.exit_at_the_next();
+    let release = api.scheduler.release_sandbox(ReleaseSandboxRequest { sandbox_id: sandbox.sandbox_id });
+    match tokio::time::timeout(RELEASE_PATIENCE, release).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(status)) => tracing::warn!(status = status.message(), "failed to release the sandbox; its lease ends"),
+        Err(_) => tracing::warn!("the release did not end in time; the sandbox's lease ends"),
+    }
+    outcome
+}
+
+/// Says on standard error what the program itself could not, and gives its exit code.
+fn report(exited: &ExecExited, timeout: u32) -> u8 {
+    if exited.timed_out {
+        eprintln!("cloud-sandbox: ended after {timeout} s (see --timeout)");
+    }
+    if exited.oom_killed {
+        eprintln!("cloud-sandbox: killed for reaching the sandbox's memory limit");
+    }
+    // what a shell makes of a wider code
+    (exited.exit_code & 0xff) as u8
+}
+
+async fn read(file: &str) -> anyhow::Result<String> {
+    let mut code = Vec::new();
+    let read = if file == "-" {
+        tokio::io::stdin().take(CODE_MAX + 1).read_to_end(&mut code).await
+    } else {
+        match tokio::fs::File::open(file).await {
+            Ok(opened) => opened.take(CODE_MAX + 1).read_to_end(&mut code).await,
+            Err(error) => Err(error),
+        }
+    };
+    let name = if file == "-" { "standard input" } else { file };
+    read.with_context(|| format!("failed to read {name}"))?;
+    if code.len() as u64 > CODE_MAX {
+        bail!("{name} is larger than a program may be ({CODE_MAX} bytes)");
+    }
+    String::from_utf8(code).with_context(|| format!("{name} is not UTF-8 text"))
+}
+
+/// What a call's status says, for people.
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err(failure)")]
+fn failure(status: Status) -> anyhow::Error {
+    anyhow::Error::msg(from_status(&status).message().to_owned())
+}

@@ -1,0 +1,58 @@
+//! The system in this process, for one run: a node without a warm pool, and what is needed to call it.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use cloud_sandbox_auth::{Principal, Role, Tokens, principal::DEFAULT_TENANT};
+use cloud_sandbox_node::Node;
+use cloud_sandbox_rpc::in_process;
+use tempfile::TempDir;
+
+use super::Api;
+use crate::{
+    operational::Services,
+    settings::Settings,
+    system::{self, DESTROY_PATIENCE},
+};
+
+const THIS_PROCESS: &str = "in-process";
+/// Longer than any run.
+const TOKEN_TTL: Duration = Duration::from_secs(2 * 86_400);
+
+/// The node of this run.
+pub(super) struct LocalNode {
+    node: Node,
+    _folder: TempDir,
+}
+
+impl LocalNode {
+    /// Destroys what there still is.
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        match self.node.shutdown(DESTROY_PATIENCE).await {
+            0 => Ok(()),
+            left => bail!("{left} sandboxes could not be destroyed"),
+        }
+    }
+}
+
+/// Starts the node and the services before it.
+pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode)> {
+    let folder = tempfile::tempdir().context("failed to make a temporary folder")?;
+    let alone = Settings { pool_min_size: 0, pool_max_size: 1, redis_url: None, ..settings.clone() };
+    let directory = system::directory(&alone).await?;
+    let runtime = system::runtime(&alone, folder.path().to_owned())?;
+    let node = system::node(&alone, THIS_PROCESS.to_owned(), runtime, Arc::clone(&directory)).await?;
+
+    let mut secret = [0_u8; 32];
+    rand::fill(&mut secret);
+    let tokens = Tokens::hs256(&secret);
+    let services = |routes| in_process(Services::new(routes, &tokens, Arc::clone(&directory)).router);
+    let own = services(system::node_routes(&node));
+    let dial = |name| system::dial(&tokens, name, Some((THIS_PROCESS, own.clone())));
+    let scheduler = services(system::scheduler_routes(Arc::clone(&directory), dial("scheduler")));
+    let exec = services(system::exec_routes(Arc::clone(&directory), dial("exec")));
+
+    let user = Principal { tenant: DEFAULT_TENANT.to_owned(), user: "run".to_owned(), role: Role::User };
+    let api = Api::new(scheduler, exec, &tokens.mint(&user, TOKEN_TTL)?)?;
+    Ok((api, LocalNode { node, _folder: folder }))
+}

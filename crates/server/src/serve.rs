@@ -1,0 +1,259 @@
+//! What each serving mode is made of.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+};
+use cloud_sandbox_auth::Tokens;
+use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, RateLimit, Upstreams};
+use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
+use cloud_sandbox_runtime_linux::LinuxRuntime;
+use cloud_sandbox_storage::Directory;
+use cloud_sandbox_telemetry::Metrics;
+use http::{StatusCode, header::CONTENT_TYPE};
+use tonic::service::Routes;
+use tower::ServiceExt;
+
+use crate::{
+    data_dir::DataDir,
+    listener::Port,
+    operational::{self, Services},
+    server::Server,
+    settings::{Mode, Resolved, Settings},
+    signals::Signals,
+    system::{self, Sessions},
+    token,
+};
+
+/// The longest execution (86400 s) with time for the calls around it.
+const CALL_MAX: Duration = Duration::from_secs(86_400 + 60);
+/// The node's name in the directory when nobody else reads that.
+const THIS_PROCESS: &str = "in-process";
+/// The folder of what belongs to one life of the process, in the data folder.
+const RUN_DIR: &str = "run";
+const NODE_SERVICE: &str = "/cloud_sandbox.node.v1.";
+const SESSIONS_FILE: &str = "sessions.db";
+
+/// Runs a serving mode until a signal ends it.
+pub async fn serve(resolved: &Resolved, metrics: Metrics) -> anyhow::Result<()> {
+    let signals = Signals::listen()?;
+    let settings = &resolved.settings;
+    let data_dir = DataDir::open(&settings.data_dir)?;
+    // held until nothing of this process is left
+    let _lock = match resolved.mode {
+        Mode::Serve | Mode::Node => Some(data_dir.lock()?),
+        _ => None,
+    };
+    let tokens = token::tokens(settings, &data_dir)?;
+    let start = Start { resolved, settings, tokens, data_dir, metrics };
+    let server = match resolved.mode {
+        Mode::Gateway => start.gateway_alone().await?,
+        Mode::Node => start.node_alone().await?,
+        Mode::Scheduler | Mode::SessionManager | Mode::Exec => start.control_plane_role().await?,
+        _ => start.everything().await?,
+    };
+    server.run(signals).await
+}
+
+/// What every mode starts from.
+struct Start<'a> {
+    resolved: &'a Resolved,
+    settings: &'a Settings,
+    tokens: Tokens,
+    data_dir: DataDir,
+    metrics: Metrics,
+}
+
+impl Start<'_> {
+    /// Everything in one process. The parts call one another without a socket between them.
+    async fn everything(&self) -> anyhow::Result<Server> {
+        let settings = self.settings;
+        let edge = Port::bind(settings.listen, "listen").await?;
+        let grpc = Port::bind(settings.grpc_listen, "grpc_listen").await?;
+        let directory = system::directory(settings).await?;
+        let runtime = system::runtime(settings, self.run_dir())?;
+        let shared = settings.redis_url.is_some();
+        let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
+        let node = system::node(settings, address.clone(), runtime.clone(), Arc::clone(&directory)).await?;
+
+        let services = |routes| Services::new(routes, &self.tokens, Arc::clone(&directory));
+        let nodes = services(system::node_routes(&node));
+        let own = in_process(nodes.router.clone());
+        let dial = |name| system::dial(&self.tokens, name, Some((&address, own.clone())));
+        let scheduler = services(system::scheduler_routes(Arc::clone(&directory), dial("scheduler")));
+        let exec = services(system::exec_routes(Arc::clone(&directory), dial("exec")));
+        let upstream = |services: &Services| in_process(services.router.clone());
+        let (sessions, session) = self.sessions(upstream(&scheduler), &directory, &dial("session-manager")).await?;
+        let session = services(session);
+
+        let gateway = self.gateway(upstream(&scheduler), upstream(&session), upstream(&exec))?;
+        // other servers on the same Redis reach this node here
+        let node_calls = shared.then(|| nodes.router.clone());
+        self.announce(edge.address(), Some(grpc.address()), Some(&runtime));
+        let readiness = [nodes, scheduler, session, exec].map(|services| services.readiness).to_vec();
+        Ok(Server {
+            ports: vec![(edge, gateway.router()), (grpc, grpc_only(&gateway, node_calls))],
+            gateway: Some(gateway),
+            readiness,
+            sessions: Some(sessions),
+            node: Some(node),
+            drain_timeout: settings.drain_timeout(),
+        })
+    }
+
+    /// The sessions, and their service.
+    async fn sessions(
+        &self,
+        scheduler: Upstream,
+        directory: &Arc<dyn Directory>,
+        dial: &Arc<dyn Dial>,
+    ) -> anyhow::Result<(Sessions, Routes)> {
+        let path = self.data_dir.join(SESSIONS_FILE);
+        let sessions = Sessions::open(&path, Arc::clone(directory), Arc::clone(dial)).await?;
+        let routes = sessions.routes(scheduler, Arc::clone(directory), Arc::clone(dial));
+        Ok((sessions, routes))
+    }
+
+    async fn gateway_alone(&self) -> anyhow::Result<Server> {
+        let settings = self.settings;
+        let port = Port::bind(settings.listen, "listen").await?;
+        let gateway = self.gateway(
+            remote(&settings.scheduler_url)?,
+            remote(&settings.session_url)?,
+            remote(&settings.exec_url)?,
+        )?;
+        self.announce(port.address(), None, None);
+        Ok(Server {
+            ports: vec![(port, gateway.router())],
+            gateway: Some(gateway),
+            readiness: Vec::new(),
+            sessions: None,
+            node: None,
+            drain_timeout: settings.drain_timeout(),
+        })
+    }
+
+    async fn node_alone(&self) -> anyhow::Result<Server> {
+        let settings = self.settings;
+        let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
+        let directory = system::directory(settings).await?;
+        let runtime = system::runtime(settings, self.run_dir())?;
+        let address = self.advertised(port.address());
+        let node = system::node(settings, address, runtime.clone(), Arc::clone(&directory)).await?;
+        let routes = system::node_routes(&node);
+        self.announce(port.address(), None, Some(&runtime));
+        let mut server = self.role(port, routes, directory)?;
+        server.node = Some(node);
+        Ok(server)
+    }
+
+    async fn control_plane_role(&self) -> anyhow::Result<Server> {
+        let settings = self.settings;
+        let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
+        let directory = system::directory(settings).await?;
+        let dial = |name| system::dial(&self.tokens, name, None);
+        let (sessions, routes) = match self.resolved.mode {
+            Mode::Scheduler => (None, system::scheduler_routes(Arc::clone(&directory), dial("scheduler"))),
+            Mode::SessionManager => {
+                let scheduler = remote(&settings.scheduler_url)?;
+                let (sessions, routes) = self.sessions(scheduler, &directory, &dial("session-manager")).await?;
+                (Some(sessions), routes)
+            }
+            _ => (None, system::exec_routes(Arc::clone(&directory), dial("exec"))),
+        };
+        self.announce(port.address(), None, None);
+        let mut server = self.role(port, routes, directory)?;
+        server.sessions = sessions;
+        Ok(server)
+    }
+
+    /// A process that serves `routes` on one port.
+    fn role(&self, port: Port, routes: Routes, directory: Arc<dyn Directory>) -> anyhow::Result<Server> {
+        let services = Services::new(operational::with_reflection(routes)?, &self.tokens, directory);
+        let router = operational::port(&services, self.metrics.clone());
+        Ok(Server {
+            ports: vec![(port, router)],
+            gateway: None,
+            readiness: vec![services.readiness],
+            sessions: None,
+            node: None,
+            drain_timeout: self.settings.drain_timeout(),
+        })
+    }
+
+    fn gateway(&self, scheduler: Upstream, session: Upstream, exec: Upstream) -> anyhow::Result<Gateway> {
+        let settings = self.settings;
+        let metrics = self.metrics.clone();
+        let check = |name, upstream: &Upstream| Check::grpc_health(name, upstream.clone());
+        let readiness = vec![check("scheduler", &scheduler), check("session-manager", &session), check("exec", &exec)];
+        Gateway::new(GatewayOptions {
+            tokens: self.tokens.clone(),
+            issuer: token::issuer(self.resolved, &self.tokens),
+            rate_limit: RateLimit { per_second: settings.rate_limit_per_second, burst: settings.rate_limit_burst },
+            max_body_bytes: usize::try_from(settings.max_body_bytes).unwrap_or(usize::MAX),
+            max_timeout: CALL_MAX,
+            metrics: Arc::new(move || metrics.render()),
+            upstreams: Upstreams { scheduler, session, exec },
+            readiness,
+        })
+        .context("failed to build the gateway")
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.data_dir.join(RUN_DIR)
+    }
+
+    /// Where others reach the gRPC of this process.
+    fn advertised(&self, listening: SocketAddr) -> String {
+        self.settings.advertise_address.clone().unwrap_or_else(|| format!("http://{listening}"))
+    }
+
+    /// The line in the log by which an operator knows what runs.
+    fn announce(&self, listening: SocketAddr, grpc: Option<SocketAddr>, runtime: Option<&LinuxRuntime>) {
+        let settings = self.settings;
+        let data_dir = self.data_dir.path().display();
+        let version = env!("CARGO_PKG_VERSION");
+        let mode = self.resolved.mode.name();
+        let grpc = grpc.map(tracing::field::display);
+        let directory = if settings.redis_url.is_some() { "redis" } else { "memory" };
+        let (pool_min, pool_max) = (settings.pool_min_size, settings.pool_max_size);
+        match runtime {
+            Some(runtime) => tracing::info!(
+                version, %data_dir, grpc, directory, pool_min, pool_max,
+                runtime = settings.sandbox_runtime,
+                cgroups = runtime.cgroups().unwrap_or_else(|| "none".to_owned()),
+                "{mode} is ready on http://{listening}"
+            ),
+            None => tracing::info!(version, %data_dir, "{mode} is ready on http://{listening}"),
+        }
+    }
+}
+
+/// A service of another process.
+fn remote(url: &str) -> anyhow::Result<Upstream> {
+    connect(url).map_err(|error| anyhow::anyhow!("{url} cannot be called: {error}"))
+}
+
+/// The edge for gRPC clients alone, and this node for the control plane of other servers where there are any.
+fn grpc_only(gateway: &Gateway, nodes: Option<Router>) -> Router {
+    gateway.router().layer(from_fn(move |request, next| grpc_call(nodes.clone(), request, next)))
+}
+
+async fn grpc_call(nodes: Option<Router>, request: Request, next: Next) -> Response {
+    let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    if !content_type.starts_with(b"application/grpc") {
+        let text = "this port speaks gRPC alone; REST is on the other one\n";
+        return (StatusCode::UNSUPPORTED_MEDIA_TYPE, text).into_response();
+    }
+    match nodes {
+        Some(nodes) if request.uri().path().starts_with(NODE_SERVICE) => {
+            nodes.oneshot(request).await.unwrap_or_else(|never| match never {})
+        }
+        _ => next.run(request).await,
+    }
+}

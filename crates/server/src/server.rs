@@ -1,0 +1,79 @@
+//! A process that serves: from the first call to the clean end.
+//!
+//! Invariant: the end is the start in reverse. Readiness goes first, then the ports, then the calls under way, then the
+//! sandboxes; what the process held is held until nobody uses it any more.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use axum::Router;
+use cloud_sandbox_gateway_rest::Gateway;
+use cloud_sandbox_node::Node;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    listener::Port,
+    operational::Readiness,
+    signals::Signals,
+    system::{DESTROY_PATIENCE, Sessions},
+};
+
+/// What a process serves, and what ends with it.
+pub struct Server {
+    pub ports: Vec<(Port, Router)>,
+    pub gateway: Option<Gateway>,
+    pub readiness: Vec<Readiness>,
+    pub sessions: Option<Sessions>,
+    pub node: Option<Node>,
+    pub drain_timeout: Duration,
+}
+
+impl Server {
+    /// Serves until a signal, then ends cleanly. An error says what was left behind.
+    pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        let mut ports = JoinSet::new();
+        for (port, router) in self.ports {
+            ports.spawn(port.serve(router, stop.clone(), self.drain_timeout));
+        }
+        let reconciling = self
+            .sessions
+            .as_ref()
+            .map(|sessions| tokio::spawn(sessions.reconciler.clone().run(stop.clone().cancelled_owned())));
+        let (signal, _) = signals.next().await;
+        tracing::info!(signal, seconds = self.drain_timeout.as_secs(), "stopping: calls under way may end");
+        signals.exit_at_the_next();
+        if let Some(gateway) = &self.gateway {
+            gateway.set_draining();
+        }
+        for readiness in &self.readiness {
+            readiness.set_draining().await;
+        }
+        if let Some(node) = &self.node {
+            node.set_draining();
+        }
+        stop.cancel();
+        let cut: usize = ports.join_all().await.into_iter().sum();
+        if cut > 0 {
+            tracing::warn!(connections = cut, "cut what did not end in time");
+        }
+        if let Some(reconciling) = reconciling
+            && let Err(error) = reconciling.await
+        {
+            tracing::error!(%error, "the session reconciler did not end by itself");
+        }
+        let left = match &self.node {
+            Some(node) => node.shutdown(DESTROY_PATIENCE).await,
+            None => 0,
+        };
+        if let Some(sessions) = self.sessions {
+            sessions.close().await;
+        }
+        if left > 0 {
+            bail!("{left} sandboxes could not be destroyed; the next start reclaims them");
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}

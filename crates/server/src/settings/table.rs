@@ -1,0 +1,329 @@
+//! The one table of settings. Flags, environment names, file keys, `--help` and `--print-config` all come from it:
+//! `pool_min_size` in the file is `POOL_MIN_SIZE` in the environment and `--pool-min-size` on the command line.
+
+use cloud_sandbox_model::Limits;
+
+use super::{
+    Mode, Settings, defaults,
+    values::{self, MASK, Secret},
+};
+
+/// How a setting's value is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Address,
+    Bool,
+    Bytes,
+    Number,
+    Path,
+    /// never shown, and no flag: the command line of a process can be read by everybody on its machine
+    Secret,
+    Text,
+    Url,
+}
+
+impl Kind {
+    /// What stands for the value in `--help`.
+    pub const fn placeholder(self) -> &'static str {
+        match self {
+            Self::Address => "ADDRESS:PORT",
+            Self::Bool => "BOOL",
+            Self::Bytes => "BYTES",
+            Self::Number => "N",
+            Self::Path => "DIR",
+            Self::Secret => "SECRET",
+            Self::Text => "TEXT",
+            Self::Url => "URL",
+        }
+    }
+}
+
+/// One setting.
+pub struct Row {
+    /// its key in the file; the other names follow from it
+    pub name: &'static str,
+    /// another environment variable for it, by which people know it from elsewhere
+    pub env_alias: Option<&'static str>,
+    /// how its value is written
+    pub kind: Kind,
+    /// the commands that heed it
+    pub modes: &'static [Mode],
+    /// what it does
+    pub doc: &'static str,
+    /// takes a text, or says which rule it broke
+    pub set: fn(&mut Settings, &str) -> Result<(), String>,
+    /// the value as text, masked where it is secret; `None` when nothing is set
+    pub get: fn(&Settings) -> Option<String>,
+}
+
+impl Row {
+    /// The environment variable.
+    pub fn env(&self) -> String {
+        self.name.to_ascii_uppercase()
+    }
+
+    /// The flag, without its dashes; `None` for a secret.
+    pub fn flag(&self) -> Option<String> {
+        (self.kind != Kind::Secret).then(|| self.name.replace('_', "-"))
+    }
+
+    /// Whether `mode` heeds it.
+    pub fn is_for(&self, mode: Mode) -> bool {
+        self.modes.contains(&mode)
+    }
+}
+
+const ALL: &[Mode] = Mode::ALL;
+const EDGES: &[Mode] = &[Mode::Serve, Mode::Gateway];
+const HOSTS: &[Mode] = &[Mode::Serve, Mode::Node];
+const RUNNERS: &[Mode] = &[Mode::Serve, Mode::Node, Mode::Run];
+const SIGNERS: &[Mode] =
+    &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node, Mode::Token];
+const SERVERS: &[Mode] = &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
+const SHARERS: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
+
+/// A port is one of 65535 and a pool is never that large; beyond it somebody has mistyped.
+const POOL_LIMIT: u32 = 10_000;
+const RATE_LIMIT: u32 = 1_000_000;
+const BODY_MIN: u64 = 64 * 1024;
+const BODY_MAX: u64 = 1024 * 1024 * 1024;
+const DRAIN_MAX: u32 = 3600;
+
+macro_rules! row {
+    ($name:literal, $kind:ident, $modes:expr, $doc:literal, $set:expr, $get:expr) => {
+        Row { name: $name, env_alias: None, kind: Kind::$kind, modes: $modes, doc: $doc, set: $set, get: $get }
+    };
+}
+
+fn put<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *place = value?;
+    Ok(())
+}
+
+fn masked<T>(secret: Option<T>) -> Option<String> {
+    secret.map(|_| MASK.to_owned())
+}
+
+/// Every setting, in the order in which people read about them.
+pub static TABLE: &[Row] = &[
+    row!(
+        "listen",
+        Address,
+        EDGES,
+        "Where REST, gRPC and gRPC-Web are served",
+        |s, text| put(&mut s.listen, values::address(text)),
+        |s| Some(s.listen.to_string())
+    ),
+    row!(
+        "grpc_listen",
+        Address,
+        SHARERS,
+        "Where gRPC alone is served",
+        |s, text| put(&mut s.grpc_listen, values::address(text)),
+        |s| Some(s.grpc_listen.to_string())
+    ),
+    row!(
+        "advertise_address",
+        Url,
+        HOSTS,
+        "Where other processes reach this node's gRPC; by default grpc_listen, unless that is every interface",
+        |s, text| put(&mut s.advertise_address, values::url(text, &["http"]).map(Some)),
+        |s| s.advertise_address.clone()
+    ),
+    row!(
+        "data_dir",
+        Path,
+        ALL,
+        "The folder of everything that is kept",
+        |s, text| put(&mut s.data_dir, values::path(text)),
+        |s| Some(s.data_dir.display().to_string())
+    ),
+    row!(
+        "jwt_secret",
+        Secret,
+        SIGNERS,
+        "Signs the tokens, 32 bytes or more; without it a random one is made and kept in data_dir",
+        |s, text| put(&mut s.jwt_secret, Ok(Some(Secret::new(text.to_owned())))),
+        |s| masked(s.jwt_secret.as_ref())
+    ),
+    row!(
+        "api_keys",
+        Secret,
+        EDGES,
+        "Keys that tokens are handed out for, as key:role pairs with commas between, the role user or admin",
+        |s, text| put(&mut s.api_keys, values::api_keys(text).map(Secret::new)),
+        |s| masked(s.api_keys.reveal().first())
+    ),
+    row!(
+        "token_ttl_seconds",
+        Number,
+        EDGES,
+        "How long a token is valid unless its caller says otherwise",
+        |s, text| put(&mut s.token_ttl_seconds, values::whole(text, 60, 604_800)),
+        |s| Some(s.token_ttl_seconds.to_string())
+    ),
+    row!(
+        "pool_min_size",
+        Number,
+        HOSTS,
+        "How many warm sandboxes are kept ready",
+        |s, text| put(&mut s.pool_min_size, values::whole(text, 0, POOL_LIMIT)),
+        |s| Some(s.pool_min_size.to_string())
+    ),
+    row!(
+        "pool_max_size",
+        Number,
+        HOSTS,
+        "How many sandboxes may exist at once, warm and acquired",
+        |s, text| put(&mut s.pool_max_size, values::whole(text, 1, POOL_LIMIT)),
+        |s| Some(s.pool_max_size.to_string())
+    ),
+    row!(
+        "sandbox_memory_bytes",
+        Bytes,
+        RUNNERS,
+        "Memory of one sandbox, its files included, unless its caller says otherwise",
+        |s, text| put(
+            &mut s.sandbox_limits.memory_bytes,
+            values::bytes(text, Limits::MIN.memory_bytes, Limits::MAX.memory_bytes)
+        ),
+        |s| Some(s.sandbox_limits.memory_bytes.to_string())
+    ),
+    row!(
+        "sandbox_cpu_millis",
+        Number,
+        RUNNERS,
+        "CPU of one sandbox in thousandths of a core, unless its caller says otherwise",
+        |s, text| put(
+            &mut s.sandbox_limits.cpu_millis,
+            values::whole(text, Limits::MIN.cpu_millis, Limits::MAX.cpu_millis)
+        ),
+        |s| Some(s.sandbox_limits.cpu_millis.to_string())
+    ),
+    row!(
+        "sandbox_pids",
+        Number,
+        RUNNERS,
+        "Processes and threads of one sandbox, unless its caller says otherwise",
+        |s, text| put(&mut s.sandbox_limits.pids, values::whole(text, Limits::MIN.pids, Limits::MAX.pids)),
+        |s| Some(s.sandbox_limits.pids.to_string())
+    ),
+    row!(
+        "sandbox_disk_bytes",
+        Bytes,
+        RUNNERS,
+        "Bytes in all writable folders of one sandbox, unless its caller says otherwise",
+        |s, text| put(
+            &mut s.sandbox_limits.disk_bytes,
+            values::bytes(text, Limits::MIN.disk_bytes, Limits::MAX.disk_bytes)
+        ),
+        |s| Some(s.sandbox_limits.disk_bytes.to_string())
+    ),
+    row!(
+        "sandbox_runtime",
+        Text,
+        RUNNERS,
+        "What isolates the sandboxes",
+        |s, text| put(&mut s.sandbox_runtime, values::one_of(text, &[defaults::SANDBOX_RUNTIME])),
+        |s| Some(s.sandbox_runtime.clone())
+    ),
+    row!(
+        "require_isolation",
+        Bool,
+        RUNNERS,
+        "Refuse to start when the host lacks one of the protections, instead of saying so in the log",
+        |s, text| put(&mut s.require_isolation, values::boolean(text)),
+        |s| Some(s.require_isolation.to_string())
+    ),
+    row!(
+        "rate_limit_per_second",
+        Number,
+        EDGES,
+        "Calls that one caller may make in a second, for long; 0 for any number",
+        |s, text| put(&mut s.rate_limit_per_second, values::whole(text, 0, RATE_LIMIT)),
+        |s| Some(s.rate_limit_per_second.to_string())
+    ),
+    row!(
+        "rate_limit_burst",
+        Number,
+        EDGES,
+        "Calls that one caller may make at once",
+        |s, text| put(&mut s.rate_limit_burst, values::whole(text, 1, RATE_LIMIT)),
+        |s| Some(s.rate_limit_burst.to_string())
+    ),
+    row!(
+        "max_body_bytes",
+        Bytes,
+        EDGES,
+        "The largest request body that is read",
+        |s, text| put(&mut s.max_body_bytes, values::bytes(text, BODY_MIN, BODY_MAX)),
+        |s| Some(s.max_body_bytes.to_string())
+    ),
+    row!(
+        "drain_timeout_seconds",
+        Number,
+        SERVERS,
+        "How long calls may go on after SIGTERM or Ctrl-C",
+        |s, text| put(&mut s.drain_timeout_seconds, values::whole(text, 0, DRAIN_MAX)),
+        |s| Some(s.drain_timeout_seconds.to_string())
+    ),
+    row!(
+        "redis_url",
+        Url,
+        SHARERS,
+        "The Redis that the roles share their directory in; without it `serve` keeps it in memory",
+        |s, text| put(&mut s.redis_url, values::url(text, &["redis", "redis-cluster", "redis-sentinel"]).map(Some)),
+        |s| s.redis_url.as_deref().map(values::masked_url)
+    ),
+    row!(
+        "scheduler_url",
+        Url,
+        &[Mode::Gateway, Mode::SessionManager],
+        "Where the scheduler is",
+        |s, text| put(&mut s.scheduler_url, values::url(text, &["http"])),
+        |s| Some(s.scheduler_url.clone())
+    ),
+    row!(
+        "session_url",
+        Url,
+        &[Mode::Gateway],
+        "Where the session manager is",
+        |s, text| put(&mut s.session_url, values::url(text, &["http"])),
+        |s| Some(s.session_url.clone())
+    ),
+    row!(
+        "exec_url",
+        Url,
+        &[Mode::Gateway],
+        "Where the exec service is",
+        |s, text| put(&mut s.exec_url, values::url(text, &["http"])),
+        |s| Some(s.exec_url.clone())
+    ),
+    Row {
+        env_alias: Some("RUST_LOG"),
+        ..row!(
+            "log_level",
+            Text,
+            ALL,
+            "What is logged: error, warn, info, debug or trace, or target=level pairs with commas between",
+            |s, text| match cloud_sandbox_telemetry::logs::check_filter(text) {
+                Ok(()) => put(&mut s.log_level, Ok(text.to_owned())),
+                Err(_) => Err(format!("must be a level or target=level pairs, not {text:?}")),
+            },
+            |s| Some(s.log_level.clone())
+        )
+    },
+    row!(
+        "log_format",
+        Text,
+        ALL,
+        "How log lines are written: text or json",
+        |s, text| put(&mut s.log_format, text.parse()),
+        |s| Some(s.log_format.to_string())
+    ),
+];
+
+/// The row called `name`.
+pub fn row(name: &str) -> Option<&'static Row> {
+    TABLE.iter().find(|row| row.name == name)
+}

@@ -1,0 +1,166 @@
+//! How the text of a setting becomes its value. An error is the rule that the text broke, in words that follow the
+//! setting's name; it never repeats the text of a secret.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
+
+use cloud_sandbox_auth::{ApiKey, Role};
+
+/// The shortest API key, in bytes: 64 bits even when it is written in hexadecimal digits.
+const API_KEY_MIN: usize = 16;
+
+/// What stands in place of a secret.
+pub const MASK: &str = "********";
+
+/// A value that is never printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret<T>(T);
+
+impl<T> Secret<T> {
+    pub const fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The value, for the one place that needs it.
+    pub const fn reveal(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let parsed = match text.strip_prefix("localhost:") {
+        Some(port) => port.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into()).ok(),
+        None => text.parse().ok(),
+    };
+    parsed.ok_or_else(|| format!("must be an IP address and a port, like 127.0.0.1:8080, not {text:?}"))
+}
+
+pub(super) fn whole<T>(text: &str, min: T, max: T) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + fmt::Display + Copy,
+{
+    let parsed = text.parse().ok().filter(|number| *number >= min && *number <= max);
+    parsed.ok_or_else(|| format!("must be a whole number from {min} to {max}, not {text:?}"))
+}
+
+pub(super) fn bytes(text: &str, min: u64, max: u64) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let unit = UNITS.iter().find_map(|(name, factor)| Some((text.strip_suffix(name)?, *factor)));
+    let (digits, factor) = unit.unwrap_or((text, 1));
+    let parsed = digits.trim().parse().ok().and_then(|number: u64| number.checked_mul(factor));
+    parsed.filter(|number| (min..=max).contains(number)).ok_or_else(|| {
+        format!("must be a number of bytes from {min} to {max}, or such a number of KiB, MiB or GiB, not {text:?}")
+    })
+}
+
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("must be true or false, not {text:?}")),
+    }
+}
+
+/// A URL with one of `schemes` and a host. Its text is not repeated: it may hold a password.
+pub(super) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
+    let good = text.split_once("://").is_some_and(|(scheme, rest)| {
+        let host = rest.rsplit('@').next().unwrap_or(rest);
+        schemes.contains(&scheme) && !host.is_empty() && !host.starts_with(['/', ':']) && !text.contains(' ')
+    });
+    if good { Ok(text.to_owned()) } else { Err(format!("must be a URL like {}://host:port", schemes[0])) }
+}
+
+/// The URL without the password in it.
+pub(super) fn masked_url(url: &str) -> String {
+    let masked = url.split_once("://").and_then(|(scheme, rest)| {
+        let (credentials, host) = rest.rsplit_once('@')?;
+        let user = credentials.split(':').next().unwrap_or_default();
+        Some(format!("{scheme}://{user}:{MASK}@{host}"))
+    });
+    masked.unwrap_or_else(|| url.to_owned())
+}
+
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|_| "must be the path of a folder".to_owned())
+}
+
+pub(super) fn one_of(text: &str, words: &[&str]) -> Result<String, String> {
+    if words.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("must be {}, not {text:?}", words.join(" or ")))
+    }
+}
+
+pub(super) fn api_keys(text: &str) -> Result<Vec<ApiKey>, String> {
+    text.split(',').map(|pair| api_key(pair.trim())).collect()
+}
+
+fn api_key(pair: &str) -> Result<ApiKey, String> {
+    const RULE: &str = "must be key:role pairs with commas between, the role user or admin";
+    let (key, role) = pair.rsplit_once(':').ok_or(RULE)?;
+    let role = match role {
+        "user" => Role::User,
+        "admin" => Role::Admin,
+        _ => return Err(RULE.to_owned()),
+    };
+    if key.len() < API_KEY_MIN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("must have keys of at least {API_KEY_MIN} visible ASCII characters"));
+    }
+    Ok(ApiKey { key: key.to_owned(), role })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_ip_and_port() {
+        assert_eq!(address("localhost:80"), address("127.0.0.1:80"));
+        assert!(address("[::1]:80").is_ok());
+        for bad in ["", "8080", ":8080", "127.0.0.1", "example.com:80", "127.0.0.1:99999"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_may_carry_a_unit_and_never_overflow() {
+        assert_eq!(bytes("16MiB", 0, u64::MAX), Ok(16 << 20));
+        assert_eq!(bytes("2 GiB", 0, u64::MAX), Ok(2 << 30));
+        assert_eq!(bytes("7", 0, u64::MAX), Ok(7));
+        for bad in ["", "MiB", "1MB", "-1", "1.5GiB", "99999999999999GiB", "11"] {
+            assert!(bytes(bad, 0, 10).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn passwords_in_urls_are_masked_and_never_repeated() {
+        assert_eq!(masked_url("redis://ada:hunter2@host:6379/0"), format!("redis://ada:{MASK}@host:6379/0"));
+        assert_eq!(masked_url("redis://host"), "redis://host");
+        assert!(!url("http://ada:hunter2@host", &["redis"]).unwrap_err().contains("hunter2"));
+        for bad in ["host:6379", "redis://", "redis://:6379", "redis://a b"] {
+            assert!(url(bad, &["redis"]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn api_keys_have_a_role_and_some_length() {
+        let keys = api_keys("0123456789abcdef:admin, with:colon:in:it:xyz:user").unwrap();
+        assert_eq!((keys[0].role, keys[1].role), (Role::Admin, Role::User));
+        assert_eq!(keys[1].key, "with:colon:in:it:xyz");
+        for bad in ["", "0123456789abcdef", "0123456789abcdef:root", "0123456789abcdef:service", "short:user"] {
+            let rule = api_keys(bad).err().unwrap();
+            assert!(bad.is_empty() || !rule.contains(bad), "{rule}");
+        }
+    }
+}

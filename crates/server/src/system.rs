@@ -1,0 +1,153 @@
+//! The parts of the system and how they find one another. The same parts make `serve`, each role of a fleet, and `run`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use cloud_sandbox_auth::{ServiceIdentity, Tokens};
+use cloud_sandbox_exec::{ExecService, FileService};
+use cloud_sandbox_model::NodeId;
+use cloud_sandbox_node::{Node, Options as NodeOptions};
+use cloud_sandbox_proto::node::v1::node_service_server::NodeServiceServer;
+use cloud_sandbox_rpc::{
+    Dial, LocalDial, RemoteDial, Upstream,
+    upstream::{BoxError, MESSAGE_MAX},
+};
+use cloud_sandbox_runtime::Runtime;
+use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
+use cloud_sandbox_scheduler::SchedulerService;
+use cloud_sandbox_session::{SessionReconciler, SessionService};
+use cloud_sandbox_storage::{Directory, MemoryDirectory, RedisDirectory, SessionStore, SqliteSessions};
+use tokio::time::{sleep, timeout};
+use tonic::service::Routes;
+
+use crate::settings::Settings;
+
+/// How long destroying all sandboxes may take: the kernel needs milliseconds for each.
+pub const DESTROY_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a new node may take to be in the directory. It reports itself at once.
+const REPORT_PATIENCE: Duration = Duration::from_secs(5);
+const REPORT_POLL: Duration = Duration::from_millis(1);
+
+/// The directory that the settings name.
+pub async fn directory(settings: &Settings) -> anyhow::Result<Arc<dyn Directory>> {
+    let Some(url) = &settings.redis_url else { return Ok(Arc::new(MemoryDirectory::new())) };
+    let directory = RedisDirectory::connect(url).await.context("failed to connect to Redis (setting redis_url)")?;
+    Ok(Arc::new(directory))
+}
+
+/// The runtime, prepared. Each protection that this host does not offer is logged, or ends the start where the
+/// settings require all.
+pub fn runtime(settings: &Settings, state_dir: PathBuf) -> anyhow::Result<Arc<LinuxRuntime>> {
+    let runtime = LinuxRuntime::new(&runtime_options(state_dir)).context("failed to prepare the sandbox runtime")?;
+    for loss in runtime.losses() {
+        tracing::warn!(protection = loss.protection, remedy = loss.remedy, "not protected: {}", loss.detail);
+    }
+    if settings.require_isolation && !runtime.losses().is_empty() {
+        let lost: Vec<_> = runtime.losses().iter().map(|loss| loss.protection).collect();
+        bail!("this host lacks {} (setting require_isolation); see cloud-sandbox doctor", lost.join(", "));
+    }
+    Ok(Arc::new(runtime))
+}
+
+/// The Linux runtime with the programs that this one carries.
+pub fn runtime_options(state_dir: PathBuf) -> RuntimeOptions {
+    RuntimeOptions { state_dir, agent: cloud_sandbox_embedded::AGENT, jailer: cloud_sandbox_embedded::JAILER }
+}
+
+/// Starts the node: the sandboxes of this machine, called at `address`.
+pub async fn node(
+    settings: &Settings,
+    address: String,
+    runtime: Arc<dyn Runtime>,
+    directory: Arc<dyn Directory>,
+) -> anyhow::Result<Node> {
+    let mut options = NodeOptions::new(NodeId::generate(), address);
+    options.pool_min = settings.pool_min_size as usize;
+    options.pool_max = settings.pool_max_size as usize;
+    options.default_limits = settings.sandbox_limits;
+    let id = options.id;
+    let node = Node::start(options, runtime, Arc::clone(&directory)).await.context("failed to start the node")?;
+    // the first caller must not hear that there is no node
+    let seen = timeout(REPORT_PATIENCE, reported(&*directory, id)).await;
+    if seen.is_err() {
+        tracing::warn!("the node has not reported itself yet; it gets no calls until it has");
+    }
+    Ok(node)
+}
+
+/// Resolves when the directory knows the node.
+async fn reported(directory: &dyn Directory, id: NodeId) {
+    while !directory.nodes().await.is_ok_and(|nodes| nodes.iter().any(|node| node.id == id)) {
+        sleep(REPORT_POLL).await;
+    }
+}
+
+/// `node.v1` of a node.
+pub fn node_routes(node: &Node) -> Routes {
+    let service = NodeServiceServer::new(node.service());
+    Routes::new(service.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
+}
+
+/// How a service called `name` reaches nodes: the one of this process directly, others over the network.
+pub fn dial(tokens: &Tokens, name: &'static str, own: Option<(&str, Upstream)>) -> Arc<dyn Dial> {
+    let identity = ServiceIdentity::new(tokens.clone(), name);
+    let local = LocalDial::new();
+    if let Some((address, upstream)) = own {
+        local.put(address, identity.attach(upstream));
+    }
+    Arc::new(NodeDial { local, remote: RemoteDial::new(move |upstream| identity.attach(upstream)) })
+}
+
+struct NodeDial {
+    local: LocalDial,
+    remote: RemoteDial,
+}
+
+impl Dial for NodeDial {
+    fn dial(&self, address: &str) -> Result<Upstream, BoxError> {
+        self.local.dial(address).or_else(|_| self.remote.dial(address))
+    }
+}
+
+/// `SchedulerService`.
+pub fn scheduler_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
+    Routes::new(SchedulerService::new(directory, dial).grpc())
+}
+
+/// `ExecService` and `FileService`.
+pub fn exec_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
+    let files = FileService::new(Arc::clone(&directory), Arc::clone(&dial)).grpc();
+    Routes::new(ExecService::new(directory, dial).grpc()).add_service(files)
+}
+
+/// What keeps sessions: their store, and what brings those to an end that a crash left half-way.
+pub struct Sessions {
+    store: Arc<SqliteSessions>,
+    pub reconciler: SessionReconciler,
+}
+
+impl Sessions {
+    /// Opens the store at `path`.
+    pub async fn open(path: &Path, directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> anyhow::Result<Self> {
+        let opened = SqliteSessions::open(path).await;
+        let store = Arc::new(opened.with_context(|| format!("failed to open the sessions in {}", path.display()))?);
+        let shared: Arc<dyn SessionStore> = Arc::<SqliteSessions>::clone(&store);
+        Ok(Self { store, reconciler: SessionReconciler::new(shared, directory, dial) })
+    }
+
+    /// `SessionService`.
+    pub fn routes(&self, scheduler: Upstream, directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
+        let store: Arc<dyn SessionStore> = Arc::<SqliteSessions>::clone(&self.store);
+        Routes::new(SessionService::new(store, scheduler, directory, dial).grpc())
+    }
+
+    /// Closes the store after what is under way.
+    pub async fn close(self) {
+        self.store.close().await;
+    }
+}
