@@ -1,0 +1,100 @@
+# The front door: everything that a person does here. CI calls the same targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Everything made by the tools lies here; `make clean` removes it.
+export CACHE := $(CURDIR)/.cache
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+VENV := $(CACHE)/venv
+DENY_VERSION := 0.20
+# Branch that the contracts must not break; a clone has it as origin/main.
+BASE := $(shell git rev-parse --verify --quiet origin/main >/dev/null 2>&1 && echo refs/remotes/origin/main || echo refs/heads/main)
+
+.PHONY: help
+help: ## list what can be done here
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing on this machine
+	@tests/setup/tools.sh
+
+.PHONY: build
+build: ## build the release binary into bin/, with the roles' names beside it
+	cargo build --release --locked --bin cloud-sandbox
+	mkdir -p bin
+	install -m 755 "$(CARGO_TARGET_DIR)/release/cloud-sandbox" bin/cloud-sandbox
+	for role in gateway scheduler session-manager; do ln -sfn cloud-sandbox "bin/$$role"; done
+
+.PHONY: demo
+demo: build ## start a server, walk through what it does, and stop it
+	@deploy/local/demo.sh
+
+.PHONY: run
+run: build ## run everything in one process, on http://localhost:8080
+	@exec bin/cloud-sandbox serve
+
+.PHONY: run-all
+run-all: build ## run each role as a process of its own, in the background
+	@deploy/local/run-all.sh
+
+.PHONY: stop
+stop: ## stop what run-all started
+	@deploy/local/stop.sh
+
+.PHONY: test
+test: setup ## run every test
+	cargo nextest run --locked --workspace
+
+.PHONY: lint
+lint: lint-rust lint-proto lint-deps lint-python ## check formatting, lints, contracts, dependencies
+
+.PHONY: lint-rust
+lint-rust:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: lint-proto
+lint-proto: $(VENV)/bin/buf
+	$(VENV)/bin/buf lint
+	@if git cat-file -e "$(BASE):proto" 2>/dev/null; then \
+	  echo "buf breaking against $(BASE)"; $(VENV)/bin/buf breaking --against ".git#ref=$(BASE)"; \
+	else echo "no contracts in $(BASE) yet: nothing to break"; fi
+
+.PHONY: lint-deps
+lint-deps: $(CACHE)/cargo/bin/cargo-deny
+	$(CACHE)/cargo/bin/cargo-deny --locked check bans licenses sources
+	@if $(CACHE)/cargo/bin/cargo-deny fetch db 2>/dev/null; then \
+	  $(CACHE)/cargo/bin/cargo-deny --locked check advisories; \
+	else echo "advisories not checked: their database cannot be fetched from here"; fi
+
+.PHONY: lint-python
+lint-python: $(VENV)/bin/ruff
+	@for folder in tests/bench sdk/python; do \
+	  if [ -n "$$(find $$folder -name '*.py' -print -quit)" ]; then \
+	    $(VENV)/bin/ruff check $$folder; $(VENV)/bin/ruff format --check $$folder; \
+	    $(VENV)/bin/mypy --strict $$folder; \
+	  fi; \
+	done
+
+.PHONY: bench
+bench: build ## measure speed over REST and write docs/benchmarks.md
+	@python3 tests/bench/rest.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+
+.PHONY: clean
+clean: stop ## remove everything that was built or fetched here
+	cargo clean
+	rm -rf bin .cache
+
+$(VENV)/bin/pip:
+	python3 -m venv $(VENV)
+
+$(VENV)/bin/buf: $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'buf-bin~=1.50'
+
+$(VENV)/bin/ruff: $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'ruff~=0.9' 'mypy~=1.14'
+
+$(CACHE)/cargo/bin/cargo-deny:
+	cargo install --locked --root $(CACHE)/cargo --version '^$(DENY_VERSION)' cargo-deny

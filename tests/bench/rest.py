@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Measures the server over REST on one kept connection, and writes a page in Markdown.
+
+Starts servers of its own on loopback. Python's standard library only; what the client itself takes (about 0.2 ms a
+call) is in the numbers.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PYTHON = "print('Hello!')"
+Answer = dict[str, Any]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A server, and one kept connection to it."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self.headers = {"Content-Type": "application/json"}
+        self.connect()
+        token = self.call("POST", "/api/v1/auth/token", {"user_id": "bench"})["access_token"]
+        self.headers["Authorization"] = f"Bearer {token}"
+
+    def connect(self) -> None:
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                self.connection.connect()
+                self.connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return
+            time.sleep(0.05)
+        raise SystemExit("the server does not listen")
+
+    def call(self, method: str, path: str, body: object = None) -> Answer:
+        self.connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+        response = self.connection.getresponse()
+        text = response.read()
+        if response.status != 200:
+            raise SystemExit(f"{method} {path}: {response.status} {text.decode()}")
+        answer: Answer = json.loads(text)
+        return answer
+
+    def acquire(self) -> str:
+        return str(self.call("POST", "/api/v1/sandbox/acquire")["sandbox_id"])
+
+    def release(self, sandbox: str) -> None:
+        self.call("POST", "/api/v1/sandbox/release", {"sandbox_id": sandbox})
+
+    def execute(self, sandbox: str, what: Answer) -> None:
+        answer = self.call("POST", "/api/v1/execute", {"sandbox_id": sandbox, **what})
+        if answer["exit_code"] != 0:
+            raise SystemExit(f"{what} exited with {answer['exit_code']}: {answer['stderr']}")
+
+    def wait_until_ready(self, count: int) -> None:
+        while self.call("GET", "/api/v1/sandbox/stats")["ready"] < count:
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def serving(binary: str, pool_min: int, pool_max: int) -> Iterator[Server]:
+    port = free_port()
+    settings = {
+        "LISTEN": f"127.0.0.1:{port}",
+        "GRPC_LISTEN": f"127.0.0.1:{free_port()}",
+        "POOL_MIN_SIZE": str(pool_min),
+        "POOL_MAX_SIZE": str(pool_max),
+        "RATE_LIMIT_PER_SECOND": "0",
+        "LOG_LEVEL": "warn",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, **settings, "DATA_DIR": folder}
+        process = subprocess.Popen([binary, "serve"], env=environment)
+        try:
+            yield Server(port, process)
+        finally:
+            process.terminate()
+            if process.wait(60) != 0:
+                raise SystemExit(f"the server ended with {process.returncode}")
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Milliseconds that `work` takes."""
+    begun = time.perf_counter()
+    work()
+    return (time.perf_counter() - begun) * 1000
+
+
+def row(name: str, times: list[float]) -> str:
+    cuts = statistics.quantiles(times, n=100, method="inclusive")
+    return f"| {name} | {cuts[49]:.2f} | {cuts[94]:.2f} | {cuts[98]:.2f} | {len(times)} |"
+
+
+def acquires(server: Server, rounds: int, ready: int) -> list[float]:
+    times = []
+    for _ in range(rounds):
+        if ready:
+            server.wait_until_ready(ready)
+        begun = time.perf_counter()
+        sandbox = server.acquire()
+        times.append((time.perf_counter() - begun) * 1000)
+        server.release(sandbox)
+    return times
+
+
+def executes(server: Server, rounds: int, what: Answer) -> list[float]:
+    sandbox = server.acquire()
+    server.execute(sandbox, what)
+    times = [timed(lambda: server.execute(sandbox, what)) for _ in range(rounds)]
+    server.release(sandbox)
+    return times
+
+
+def bare_python(rounds: int, code: str) -> list[float]:
+    # the same interpreter and environment as in a sandbox
+    command = ["/usr/bin/python3", "-c", code]
+    environment = {"PATH": "/usr/bin:/bin"}
+    return [
+        timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment))
+        for _ in range(rounds)
+    ]
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def proportional_kib(pid: int) -> int:
+    """Memory of a process in KiB, what it shares divided by those who share it."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
+
+
+def family_kib(server: Server) -> int:
+    """Memory of a server and all its sandboxes."""
+    pid = server.process.pid
+    return sum(proportional_kib(each) for each in [pid, *descendants(pid)])
+
+
+def available_kib() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+
+
+def idle_memory(binary: str, count: int) -> tuple[float, float]:
+    """MiB that one idle sandbox takes: by its processes and the server, and by what the whole machine has left."""
+    with serving(binary, 0, count) as server:
+        first = server.acquire()
+        time.sleep(1)
+        processes, machine = family_kib(server), available_kib()
+        sandboxes = [server.acquire() for _ in range(count - 1)]
+        time.sleep(1)
+        processes = family_kib(server) - processes
+        machine -= available_kib()
+        for each in [first, *sandboxes]:
+            server.release(each)
+    return processes / 1024 / (count - 1), machine / 1024 / (count - 1)
+
+
+HEADER = """# Speed
+
+Written by `make bench`: REST on one kept connection, the client on the same machine, its own time included.
+
+{machine}
+
+| milliseconds | p50 | p95 | p99 | calls | to reach |
+|---|---|---|---|---|---|
+"""
+
+FOOTER = """
+Memory of one idle sandbox: {processes:.2f} MiB by its processes and the server (proportional set size),
+{machine:.2f} MiB by what the whole machine has less (kernel included; other programs disturb it). To reach: under
+5 MiB.
+"""
+
+
+def measure(binary: str, rounds: int) -> str:
+    rows = []
+
+    def add(name: str, times: list[float], goal: str) -> None:
+        rows.append(f"{row(name, times)} {goal} |")
+        print(rows[-1], flush=True)
+
+    with serving(binary, 10, 50) as server:
+        add("acquire from a warm pool", acquires(server, rounds, 5), "p50 under 2, p99 under 10")
+        add("execute `/bin/true`", executes(server, rounds, {"argv": ["/bin/true"]}), "p50 under 4")
+        add(f"execute `{PYTHON}`", executes(server, rounds, {"code": PYTHON}), "the next row and 4")
+    add(f'bare `python3 -c "{PYTHON}"`', bare_python(rounds, PYTHON), "")
+    with serving(binary, 0, 50) as server:
+        add("create cold, until the agent answers", acquires(server, rounds, 0), "p50 under 20")
+    processes, machine = idle_memory(binary, 50)
+    host = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs"
+    return HEADER.format(machine=host) + "\n".join(rows) + "\n" + FOOTER.format(processes=processes, machine=machine)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--binary", default="bin/cloud-sandbox")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--output", type=Path, help="the file to write")
+    arguments = parser.parse_args()
+    text = measure(arguments.binary, arguments.rounds)
+    print(text[text.index("\nMemory") :])
+    if arguments.output:
+        arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

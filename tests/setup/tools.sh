@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs what building and testing need and this machine lacks. Given are git, a C compiler, Python 3 and rustup.
+# What is there already is left as it is; a machine that has everything is not touched.
+set -euo pipefail
+
+# program that shows whether it is there, and the Debian package that brings it
+declare -A packages=([make]=make [curl]=curl [jq]=jq [pgrep]=procps [redis-server]=redis-server)
+
+missing=()
+for program in "${!packages[@]}"; do
+  command -v "$program" >/dev/null || missing+=("${packages[$program]}")
+done
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+
+# languages that the tests run in sandboxes, where only the host's /usr is to be seen
+declare -A languages=([python3]=python3 [node]=nodejs [go]=golang-go [perl]=perl)
+for program in "${!languages[@]}"; do
+  [[ -x /usr/bin/$program || -x /usr/local/bin/$program ]] || missing+=("${languages[$program]}")
+done
+
+if ((${#missing[@]})); then
+  if ! command -v apt-get >/dev/null; then
+    echo "setup: please install by hand: ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=()
+  if ((EUID != 0)); then
+    if ! sudo -n true 2>/dev/null; then
+      echo "setup: please run: sudo apt-get install ${missing[*]}" >&2
+      exit 1
+    fi
+    as_root=(sudo -n)
+  fi
+  echo "setup: installing ${missing[*]}"
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if ! cargo nextest --version >/dev/null 2>&1; then
+  echo "setup: building cargo-nextest (once, some minutes)"
+  cargo install --quiet --locked cargo-nextest
+fi
