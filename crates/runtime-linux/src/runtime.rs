@@ -28,6 +28,10 @@ const OPEN_FILES: u64 = 16_384;
 /// Locked memory is not swapped and not reclaimed; what interpreters lock is little.
 const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
 
+/// No core dumps. Not 0, which a `core_pattern` with a pipe ignores: 1 also keeps the host's handler from being started
+/// for a crash in a sandbox (do_coredump of the kernel).
+const CORE_BYTES: u64 = 1;
+
 /// What a [`LinuxRuntime`] can be told.
 pub struct Options {
     /// a folder of this process alone, where sockets have a name for a moment
@@ -157,7 +161,7 @@ impl Inner {
     fn rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
         let missing = self.cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
         let mut rlimits = vec![
-            (libc::RLIMIT_CORE, 0),
+            (libc::RLIMIT_CORE, CORE_BYTES),
             (libc::RLIMIT_NOFILE, OPEN_FILES),
             (libc::RLIMIT_MEMLOCK, LOCKED_BYTES),
             (libc::RLIMIT_MSGQUEUE, 0),
