@@ -1,0 +1,187 @@
+//! The walls, tried from inside.
+
+use serde_json::json;
+
+use crate::harness::{Api, Server};
+
+async fn inside() -> (Server, Api, String) {
+    let server = Server::start().await;
+    let api = server.user("ada").await;
+    let id = api.acquire().await;
+    (server, api, id)
+}
+
+/// Python that makes one system call and prints the error's name.
+fn syscall(number: i64, arguments: &str) -> String {
+    format!(
+        "import ctypes, errno\nlibc = ctypes.CDLL(None, use_errno=True)\n\
+         r = libc.syscall({number}, {arguments})\n\
+         print(errno.errorcode[ctypes.get_errno()] if r == -1 else f'allowed {{r}}')"
+    )
+}
+
+#[tokio::test]
+async fn user_has_no_root_no_capabilities_and_cannot_gain_any() {
+    let (_server, api, id) = inside().await;
+    assert_eq!(api.shell(&id, "id -u; id -g").await, "1000\n1000\n");
+    let status = api.shell(&id, "cat /proc/self/status").await;
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert!(status.contains(&format!("{set}:\t0000000000000000")), "{status}");
+    }
+    assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+    let sudo = api.shell(&id, "su -c id; mount -t tmpfs x /tmp; echo done").await;
+    assert!(!sudo.contains("uid=0"), "{sudo}");
+}
+
+#[tokio::test]
+async fn ids_on_the_host_are_of_no_user_and_of_no_other_sandbox() {
+    let (server, api, id) = inside().await;
+    let other = api.acquire().await;
+    let map = |id: String| {
+        let api = api.clone();
+        async move { api.shell(&id, "cat /proc/self/uid_map").await }
+    };
+    let (first, second) = (map(id).await, map(other).await);
+    assert_ne!(first, second);
+    for text in [first, second] {
+        let fields: Vec<u64> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        assert!(fields[0] == 0 && fields[1] >= 0x7000_0000 && fields[2] == 65_536, "{text}");
+    }
+    drop(server);
+}
+
+#[tokio::test]
+async fn nothing_of_the_host_is_to_be_seen_but_usr() {
+    let (server, api, id) = inside().await;
+    let root = api.shell(&id, "ls -A /").await;
+    let expected = ["bin", "dev", "etc", "home", "lib", "proc", "run", "sbin", "tmp", "usr", "var", "workspace"];
+    for name in root.split_whitespace() {
+        assert!(expected.contains(&name) || name.starts_with("lib"), "{root}");
+    }
+    let data = server.data_dir.display();
+    let peek = format!(
+        "ls -A /root /home {data} /sys /var /mnt 2>&1; cat /etc/shadow /etc/passwd; ls /proc/1/root /proc/1/fd"
+    );
+    let seen = api.shell(&id, &peek).await;
+    assert!(!seen.contains("jwt") && !seen.contains("daemon:x"), "{seen}");
+    assert!(seen.contains("Permission denied") || seen.contains("No such file"), "{seen}");
+    assert_eq!(api.shell(&id, "hostname; ls -A /workspace /home/user /tmp").await.lines().next(), Some("sandbox"));
+}
+
+#[tokio::test]
+async fn environment_and_descriptors_of_the_server_do_not_leak() {
+    let (_server, api, id) = inside().await;
+    let environment = api.shell(&id, "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'").await;
+    assert!(!environment.contains("must-not-leak") && !environment.contains("JWT"), "{environment}");
+    let open = api.shell(&id, "ls -l /proc/self/fd | grep -v /proc/ | awk 'NR>1 {print $9, $11}'").await;
+    assert!(open.lines().count() <= 3, "{open}");
+    assert!(!open.contains("socket"), "{open}");
+}
+
+#[tokio::test]
+async fn system_is_read_only_and_only_scratch_is_writable() {
+    let (_server, api, id) = inside().await;
+    let tried = "for f in /x /usr/x /etc/x /usr/bin/x /proc/sys/kernel/hostname /proc/sysrq-trigger /dev/x; do \
+                 (echo 1 > $f) 2>/dev/null && echo wrote $f; done; \
+                 for f in /workspace/x /tmp/x /home/user/x /var/tmp/x /dev/shm/x /run/x; do echo 1 > $f || echo no $f; done";
+    assert_eq!(api.shell(&id, tried).await, "");
+}
+
+#[tokio::test]
+async fn there_is_no_network_but_loopback() {
+    let (server, api, id) = inside().await;
+    let port = server.url.rsplit(':').next().unwrap();
+    let code = format!(
+        "import socket\n\
+         print([name for _, name in socket.if_nameindex()])\n\
+         for target in (('127.0.0.1', {port}), ('1.1.1.1', 53), ('169.254.169.254', 80)):\n\
+         \x20   try:\n        socket.create_connection(target, 1); print('reached', target)\n\
+         \x20   except OSError as error: print(type(error).__name__)\n\
+         s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname(), 1); print('own loopback')"
+    );
+    let seen = api.python(&id, &code).await;
+    assert!(seen.starts_with("['lo']") && !seen.contains("reached") && seen.contains("own loopback"), "{seen}");
+}
+
+#[tokio::test]
+async fn processes_of_others_are_invisible() {
+    let (_server, api, id) = inside().await;
+    let other = api.acquire().await;
+    api.shell(&other, "setsid sleep 4242 >/dev/null 2>&1 &").await;
+    let seen = api.shell(&id, "cat /proc/*/cmdline | tr '\\0' ' '").await;
+    assert!(!seen.contains("4242") && !seen.contains("cloud-sandbox"), "{seen}");
+    assert!(api.shell(&id, "ls -d /proc/[0-9]* | wc -l").await.trim().parse::<u32>().unwrap() < 6);
+}
+
+#[tokio::test]
+async fn files_of_one_sandbox_are_not_in_another() {
+    let (_server, api, id) = inside().await;
+    api.shell(&id, "for d in /tmp /workspace /dev/shm /var/tmp /home/user; do echo mine > $d/mine; done").await;
+    let other = api.acquire().await;
+    assert_eq!(api.shell(&other, "ls /tmp /workspace /dev/shm /var/tmp /home/user | grep mine").await, "");
+}
+
+#[tokio::test]
+async fn system_calls_that_break_out_are_refused() {
+    let (_server, api, id) = inside().await;
+    let (numbers, clone_newuser) = (
+        [
+            ("unshare", 272, "0x10000000", "EPERM"),
+            ("mount", 165, "0, 0, 0, 0, 0", "EPERM"),
+            ("setns", 308, "0, 0", "EPERM"),
+            ("bpf", 321, "0, 0, 0", "EPERM"),
+            ("keyctl", 250, "0, 0, 0, 0, 0", "EPERM"),
+            ("init_module", 175, "0, 0, 0", "EPERM"),
+            ("perf_event_open", 298, "0, 0, 0, 0, 0", "EPERM"),
+            ("io_uring_setup", 425, "1, 0", "ENOSYS"),
+            ("clone3", 435, "0, 0", "ENOSYS"),
+        ],
+        ("clone with CLONE_NEWUSER", 56, "0x10000011, 0, 0, 0, 0", "EPERM"),
+    );
+    if std::env::consts::ARCH != "x86_64" {
+        return;
+    }
+    for (name, number, arguments, expected) in numbers.into_iter().chain([clone_newuser]) {
+        assert_eq!(api.python(&id, &syscall(number, arguments)).await.trim(), expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn agent_cannot_be_traced_read_or_reached() {
+    let (_server, api, id) = inside().await;
+    let tried =
+        api.shell(&id, "cat /proc/1/mem /proc/1/maps /proc/1/environ; ls -l /proc/1/fd /proc/1/exe; ss -xl").await;
+    assert!(!tried.contains("agent.sock") && !tried.contains("heap"), "{tried}");
+    // PTRACE_ATTACH of the first process
+    assert_eq!(api.python(&id, &syscall(101, "16, 1, 0, 0")).await.trim(), "EPERM");
+    let sockets = api.shell(&id, "find / -xdev -type s 2>/dev/null; cut -c1-200 /proc/net/unix | wc -l").await;
+    assert_eq!(sockets.lines().filter(|line| line.starts_with('/')).count(), 0, "{sockets}");
+}
+
+#[tokio::test]
+async fn devices_are_the_usual_few() {
+    let (_server, api, id) = inside().await;
+    // asked of each file itself: a folder's list does not know what is bound over its entries
+    let line = "for f in /dev/* /dev/pts/*; do { test -c $f || test -b $f; } && echo $f; done";
+    let devices = api.shell(&id, line).await;
+    let known = ["full", "null", "ptmx", "pts/ptmx", "random", "stdin", "tty", "urandom", "zero"];
+    for path in devices.lines() {
+        assert!(known.iter().any(|name| path == format!("/dev/{name}")), "{devices}");
+    }
+    assert!(devices.contains("/dev/null\n") && devices.contains("/dev/urandom\n"), "{devices}");
+    assert!(api.shell(&id, "mknod /tmp/m b 8 0 && echo made").await.contains("not permitted"));
+}
+
+#[tokio::test]
+async fn used_sandbox_is_never_handed_out_again() {
+    let (_server, api, id) = inside().await;
+    api.shell(&id, "echo secret > /workspace/left").await;
+    api.release(&id).await;
+    for _ in 0..4 {
+        let next = api.acquire().await;
+        assert_ne!(next, id);
+        let listed = api.execute(&next, json!({"command": "ls -A /workspace"})).await;
+        assert_eq!(listed["stdout"], "");
+        api.release(&next).await;
+    }
+}

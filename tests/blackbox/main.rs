@@ -1,0 +1,17 @@
+//! Black-box tests: each starts the built binary and uses it as a stranger would.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod architecture;
+mod auth;
+mod bad_input;
+mod command_line;
+mod execute;
+mod files;
+mod grpc;
+mod harness;
+mod hostile;
+mod isolation;
+mod lifecycle;
+mod sandboxes;
+mod sessions;
+mod walk;
