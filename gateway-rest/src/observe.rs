@@ -19,6 +19,7 @@ use axum::{
     middleware::Next,
 };
 use cloud_sandbox_auth::Principal;
+use cloud_sandbox_model::ErrorKind;
 use cloud_sandbox_rpc::context::REQUEST_ID;
 use http::{HeaderValue, Method, Response};
 use http_body::{Frame, SizeHint};
@@ -38,7 +39,6 @@ const UNMATCHED: &str = "unmatched";
 /// What a call is counted as when its caller was gone before the answer (nginx's code).
 const HUNG_UP: u16 = 499;
 const NO_CODE: i32 = -1;
-const CANCELLED: i32 = 1;
 
 /// Tells the recorder what the edge's metrics mean.
 pub fn describe() {
@@ -168,12 +168,12 @@ impl Drop for Ticket {
         let latency_ms = elapsed.as_secs_f64() * 1e3;
         if let Some((service, method)) = self.call.grpc.get() {
             let code = match self.call.grpc_code.load(Ordering::Relaxed) {
-                NO_CODE => CANCELLED,
-                code => code,
+                NO_CODE => ErrorKind::Cancelled.name(),
+                code => ErrorKind::grpc_code_name(code),
             };
             let labels = [("service", service.clone()), ("method", method.clone())];
             histogram!(GRPC_DURATION, &labels).record(elapsed.as_secs_f64());
-            counter!(GRPC_REQUESTS, "service" => service.clone(), "method" => method.clone(), "code" => code.to_string())
+            counter!(GRPC_REQUESTS, "service" => service.clone(), "method" => method.clone(), "code" => code)
                 .increment(1);
             self.call.span.in_scope(|| tracing::info!(code, latency_ms, "call finished"));
             return;

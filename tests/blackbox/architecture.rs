@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // used by tests only
     ("sim-node", &["auth", "model", "proto", "rpc", "storage"]),
     ("storage", &["model"]),
-    ("telemetry", &[]),
+    ("telemetry", &["model"]),
 ];
 
 fn dependencies() -> BTreeMap<String, Vec<String>> {

@@ -249,6 +249,16 @@ impl Traces {
         traces
     }
 
+    /// The resident memory of each process, in KiB.
+    pub fn resident_kib(&self) -> Vec<u64> {
+        let status = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let resident = |text: String| -> Option<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        self.processes.iter().filter_map(|(pid, _)| resident(status(pid))).collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
     }

@@ -7,6 +7,7 @@ mod bad_input;
 mod command_line;
 mod execute;
 mod files;
+mod fleet;
 mod grpc;
 mod harness;
 mod hostile;

@@ -93,6 +93,12 @@ impl ErrorKind {
         Self::ALL.into_iter().find(|kind| kind.grpc_code() == code).unwrap_or(Self::Internal)
     }
 
+    /// The name of any gRPC code, success included, as metrics have it.
+    #[must_use]
+    pub fn grpc_code_name(code: i32) -> &'static str {
+        if code == 0 { "OK" } else { Self::from_grpc_code(code).name() }
+    }
+
     /// Whether the same call may be sent again as it is. `ResourceExhausted` only when the error says when.
     #[must_use]
     pub const fn retryable(self) -> bool {

@@ -100,8 +100,8 @@ async fn calls_are_counted_by_route_and_code() {
         format!(r#"cloud_sandbox_http_requests_total{{method="GET",route="{route}",status="200"}} "#),
         format!(r#"cloud_sandbox_http_requests_total{{method="GET",route="{route}",status="404"}} "#),
         r#"cloud_sandbox_http_requests_total{method="GET",route="unmatched",status="404"} "#.to_owned(),
-        grpc_line("GetSandbox", 0),
-        grpc_line("GetSandbox", 5),
+        grpc_line("GetSandbox", "OK"),
+        grpc_line("GetSandbox", "NOT_FOUND"),
         "cloud_sandbox_http_request_duration_seconds".to_owned(),
         "cloud_sandbox_grpc_request_duration_seconds".to_owned(),
         "cloud_sandbox_requests_in_flight".to_owned(),
@@ -117,7 +117,7 @@ async fn calls_are_counted_by_route_and_code() {
     panic!("{wanted:#?} are not all in\n{text_now}");
 }
 
-fn grpc_line(method: &str, code: i32) -> String {
+fn grpc_line(method: &str, code: &str) -> String {
     let service = "cloud_sandbox.v1.SchedulerService";
     format!(r#"cloud_sandbox_grpc_requests_total{{service="{service}",method="{method}",code="{code}"}} "#)
 }

@@ -8,7 +8,7 @@ use std::{
 
 use cloud_sandbox_model::{Limits, SandboxId};
 use cloud_sandbox_runtime::Usage;
-use nix::unistd::Uid;
+use nix::{errno::Errno, unistd::Uid};
 
 use super::{
     Controller, Hierarchy,
@@ -24,6 +24,8 @@ const WANTED: [(&str, Controller); 3] =
 const PERIOD_US: u64 = 100_000;
 /// Where a server that lives in its own delegated group moves itself: a group with controllers has no processes.
 const SUPERVISOR: &str = "supervisor";
+/// How often that is tried: while others are moved, they may start more.
+const ATTEMPTS: usize = 10;
 
 /// The unified hierarchy.
 pub struct Unified {
@@ -96,18 +98,27 @@ impl Unified {
 
 /// Lets children of `base` use controllers.
 fn enable(base: &Path, controllers: &str) -> io::Result<()> {
-    match write(base, "cgroup.subtree_control", controllers) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            // "no internal processes": what is in the group itself, this server, moves into a child
-            let child = base.join(SUPERVISOR);
-            fs::create_dir_all(&child)?;
-            for pid in fs::read_to_string(base.join("cgroup.procs"))?.lines() {
-                write(&child, "cgroup.procs", pid)?;
-            }
-            write(base, "cgroup.subtree_control", controllers)
+    for _ in 0..ATTEMPTS {
+        match write(base, "cgroup.subtree_control", controllers) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => evacuate(base)?,
+            other => return other,
         }
-        other => other,
     }
+    write(base, "cgroup.subtree_control", controllers)
+}
+
+/// "No internal processes": what is in the group itself, this server among it, moves into a child.
+fn evacuate(base: &Path) -> io::Result<()> {
+    let child = base.join(SUPERVISOR);
+    fs::create_dir_all(&child)?;
+    for pid in fs::read_to_string(base.join("cgroup.procs"))?.lines() {
+        match fs::write(child.join("cgroup.procs"), pid) {
+            // it has ended since the list was read
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn apply(group: &Path, limits: &Limits, missing: &[Controller]) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ::metrics::{counter, gauge, histogram};
+use cloud_sandbox_model::ErrorKind;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -14,37 +15,13 @@ use tracing::{Span, debug};
 
 const GRPC_STATUS: &str = "grpc-status";
 
-/// Names of the codes by number. Source: google/rpc/code.proto.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-const CANCELLED: usize = 1;
-const UNKNOWN: usize = 2;
-const UNIMPLEMENTED: usize = 12;
-
 /// A call that has begun; dropping it counts it.
 #[derive(Debug)]
 pub(super) struct Measure {
     service: String,
     method: String,
     begun: Instant,
-    code: usize,
+    code: i32,
     span: Span,
 }
 
@@ -52,13 +29,19 @@ impl Measure {
     pub(super) fn begin(service: &str, method: &str, span: Span) -> Self {
         gauge!("cloud_sandbox_grpc_server_active").increment(1.0);
         // until something else is known, whoever lets go of the call has cancelled it
-        Self { service: service.to_owned(), method: method.to_owned(), begun: Instant::now(), code: CANCELLED, span }
+        Self {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            begun: Instant::now(),
+            code: ErrorKind::Cancelled.grpc_code(),
+            span,
+        }
     }
 
     fn learn(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get(GRPC_STATUS) {
             let number = status.to_str().ok().and_then(|text| text.parse().ok());
-            self.code = number.filter(|number| *number < CODES.len()).unwrap_or(UNKNOWN);
+            self.code = number.unwrap_or_else(|| ErrorKind::Internal.grpc_code());
         }
     }
 }
@@ -66,12 +49,12 @@ impl Measure {
 impl Drop for Measure {
     fn drop(&mut self) {
         gauge!("cloud_sandbox_grpc_server_active").decrement(1.0);
-        let code = CODES[self.code];
+        let code = ErrorKind::grpc_code_name(self.code);
         let elapsed = self.begun.elapsed();
         let _entered = self.span.enter();
         debug!(code, elapsed_us = elapsed.as_micros() as u64, "call finished");
         // callers make up the names of methods that do not exist; each would be a time series of its own
-        let unknown = self.code == UNIMPLEMENTED;
+        let unknown = self.code == ErrorKind::Unimplemented.grpc_code();
         let label = |text: &String| if unknown { "unknown".to_owned() } else { text.clone() };
         let (service, method) = (label(&self.service), label(&self.method));
         histogram!("cloud_sandbox_grpc_server_duration_seconds", "service" => service.clone(), "method" => method.clone())
@@ -116,7 +99,7 @@ impl<B: Body> Body for MeasuredBody<B> {
                     *this.measure = None;
                 }
             }
-            (Poll::Ready(Some(Err(_))), Some(measure)) => measure.code = UNKNOWN,
+            (Poll::Ready(Some(Err(_))), Some(measure)) => measure.code = ErrorKind::Internal.grpc_code(),
             (Poll::Ready(None), Some(_)) => *this.measure = None,
             _ => {}
         }
