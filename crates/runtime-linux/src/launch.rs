@@ -81,21 +81,25 @@ impl Launcher {
             .map_err(|error| RuntimeError::host("adopt the jailer", io::Error::other(error)))?;
         let jailer = Process::adopt(pid).map_err(host("adopt the jailer"))?;
         let control = watched(ours).map_err(host("watch the control socket"))?;
-        let outcome = timeout(DEADLINE, follow(&control)).await.unwrap_or_else(|_| {
+        let mut process = None;
+        let built = timeout(DEADLINE, follow(&control, &mut process)).await.unwrap_or_else(|_| {
             jailer.kill();
-            Err((None, RuntimeError::host("build a sandbox", io::ErrorKind::TimedOut.into())))
+            Err(RuntimeError::host("build a sandbox", io::ErrorKind::TimedOut.into()))
         });
-        match outcome {
-            Ok(process) => Ok(process),
-            Err((half_built, error)) => {
+        let died = || RuntimeError::host("build a sandbox: the jailer died", io::ErrorKind::BrokenPipe.into());
+        let error = match (built, process.take()) {
+            (Ok(()), Some(process)) => return Ok(process),
+            (Ok(()), None) => died(),
+            (Err(error), half_built) => {
                 if let Some(process) = half_built {
                     process.kill();
                     process.ended().await;
                 }
-                jailer.ended().await;
-                Err(error)
+                error
             }
-        }
+        };
+        jailer.ended().await;
+        Err(error)
     }
 
     async fn spawn(&self, control: OwnedFd) -> io::Result<std::process::Child> {
@@ -108,25 +112,17 @@ impl Launcher {
     }
 }
 
-type HalfBuilt = (Option<Process>, RuntimeError);
-
-/// Reads the jailer's answers to the end. An end without a failure means that the agent was executed.
-async fn follow(control: &AsyncFd<OwnedFd>) -> Result<Process, HalfBuilt> {
-    let mut process = None;
+/// Reads the jailer's answers to the end, which without a failure means that the agent was executed. `process` is the
+/// sandbox's from when it is known, also when this ends badly or is given up.
+async fn follow(control: &AsyncFd<OwnedFd>, process: &mut Option<Process>) -> Result<(), RuntimeError> {
     loop {
         match receive(control).await {
             Ok(Some(Reply::Cloned(pid))) => {
-                let adopted =
-                    Process::adopt(pid).map_err(|error| (None, RuntimeError::host("adopt a sandbox", error)))?;
-                process = Some(adopted);
+                *process = Some(Process::adopt(pid).map_err(|error| RuntimeError::host("adopt a sandbox", error))?);
             }
-            Ok(Some(Reply::Failed { step, errno })) => return Err((process, failure(step, errno))),
-            Ok(None) => {
-                let died =
-                    || (None, RuntimeError::host("build a sandbox: the jailer died", io::ErrorKind::BrokenPipe.into()));
-                return process.ok_or_else(died);
-            }
-            Err(error) => return Err((process, RuntimeError::host("hear from the jailer", error))),
+            Ok(Some(Reply::Failed { step, errno })) => return Err(failure(step, errno)),
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(RuntimeError::host("hear from the jailer", error)),
         }
     }
 }

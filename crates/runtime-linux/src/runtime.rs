@@ -117,26 +117,24 @@ impl Inner {
         self.sandboxes().get(&id).cloned().ok_or(RuntimeError::Gone(id))
     }
 
-    async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
+    async fn create(self: &Arc<Self>, id: SandboxId, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
         let ids = self.ids.take().ok_or_else(|| RuntimeError::Exhausted("all ranges of ids are taken".into()))?;
-        let made = self.create_with(id, ids, &spec.limits).await;
+        let made = self.create_with(id, ids, spec.limits).await;
         if made.is_err() {
             self.ids.give_back(ids);
         }
         made
     }
 
-    async fn create_with(&self, id: SandboxId, ids: IdMap, limits: &Limits) -> Result<Sandbox, RuntimeError> {
+    async fn create_with(self: &Arc<Self>, id: SandboxId, ids: IdMap, limits: Limits) -> Result<Sandbox, RuntimeError> {
         let (socket, listener) = Socket::create(&self.state_dir, id)
             .map_err(|error| RuntimeError::host("make the agent's socket", error))?;
-        if let Some(groups) = &self.cgroups {
-            groups.create(id, limits).map_err(|error| RuntimeError::host("make a cgroup", error))?;
-        }
-        let spec = self.jail(id, ids, limits);
+        blocking(self, move |inner| inner.make_group(id, &limits)).await?;
+        let spec = self.jail(id, ids, &limits);
         match self.launcher.launch(&spec, listener, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
-                self.remove_group(id)?;
+                blocking(self, move |inner| inner.remove_group(id)).await?;
                 Err(error)
             }
         }
@@ -176,20 +174,23 @@ impl Inner {
         rlimits
     }
 
+    fn make_group(&self, id: SandboxId, limits: &Limits) -> Result<(), RuntimeError> {
+        let Some(groups) = &self.cgroups else { return Ok(()) };
+        groups.create(id, limits).map_err(|error| RuntimeError::host("make a cgroup", error))
+    }
+
     fn remove_group(&self, id: SandboxId) -> Result<(), RuntimeError> {
         let Some(groups) = &self.cgroups else { return Ok(()) };
         groups.remove(id).map_err(|error| RuntimeError::host(format!("remove the cgroup of {id}"), error))
     }
 
-    async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
+    async fn destroy(self: &Arc<Self>, id: SandboxId) -> Result<(), RuntimeError> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
         sandbox.process.kill();
-        if let Some(groups) = &self.cgroups {
-            // a frozen process of a v1 hierarchy dies only when it goes on; without a freezer nothing is frozen
-            let _ = groups.set_frozen(id, false);
-        }
+        // a frozen process of a v1 hierarchy dies only when it goes on; without a freezer nothing is frozen
+        let _ = blocking(self, move |inner| inner.set_frozen(id, false)).await;
         sandbox.process.ended().await;
-        self.remove_group(id)?;
+        blocking(self, move |inner| inner.remove_group(id)).await?;
         // last, so that a destroy that failed is tried again as a whole
         if self.sandboxes().remove(&id).is_some() {
             self.ids.give_back(sandbox.ids);
