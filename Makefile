@@ -18,7 +18,11 @@ help: ## list what can be done here
 
 .PHONY: setup
 setup: ## install what is missing on this machine
-	@tests/setup/tools.sh
+	@tests/setup/tools.sh test
+
+.PHONY: tools
+tools:
+	@tests/setup/tools.sh run
 
 .PHONY: build
 build: ## build the release binary into bin/, with the roles' names beside it
@@ -28,7 +32,7 @@ build: ## build the release binary into bin/, with the roles' names beside it
 	for role in gateway scheduler session-manager; do ln -sfn cloud-sandbox "bin/$$role"; done
 
 .PHONY: demo
-demo: build ## start a server, walk through what it does, and stop it
+demo: tools build ## start a server, walk through what it does, and stop it
 	@deploy/local/demo.sh
 
 .PHONY: run
@@ -36,7 +40,7 @@ run: build ## run everything in one process, on http://localhost:8080
 	@exec bin/cloud-sandbox serve
 
 .PHONY: run-all
-run-all: build ## run each role as a process of its own, in the background
+run-all: tools build ## run each role as a process of its own, in the background
 	@deploy/local/run-all.sh
 
 .PHONY: stop
@@ -44,7 +48,10 @@ stop: ## stop what run-all started
 	@deploy/local/stop.sh
 
 .PHONY: test
-test: setup ## run every test
+test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,vm leaves out parts)
+	cargo nextest run --locked --workspace --no-run
+	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
+	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
 	cargo nextest run --locked --workspace
 
 .PHONY: lint

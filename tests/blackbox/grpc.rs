@@ -1,4 +1,6 @@
 //! The same service over gRPC, on the edge's port and on the port of gRPC alone.
+//!
+//! With a worker thread each, so that connections answer the server's good-bye while the test waits for its end.
 
 use std::time::Duration;
 
@@ -61,7 +63,7 @@ fn text(event: &ExecEvent) -> String {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn both_ports_speak_grpc() {
     let server = Server::start().await;
     for url in [server.url.clone(), server.grpc_url.clone()] {
@@ -73,7 +75,7 @@ async fn both_ports_speak_grpc() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn stream_brings_output_in_order_with_offsets() {
     let server = Server::start().await;
     let mut clients = clients(&server, &server.url).await;
@@ -119,7 +121,7 @@ async fn until(stream: &mut Streaming<cloud_sandbox_proto::v1::ExecResponse>, wa
     seen
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn interactive_process_is_typed_to_and_signalled() {
     let server = Server::start().await;
     let mut clients = clients(&server, &server.url).await;
@@ -137,7 +139,7 @@ async fn interactive_process_is_typed_to_and_signalled() {
     until(&mut stream, "end\n").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn terminal_has_a_size_that_changes() {
     let server = Server::start().await;
     let mut clients = clients(&server, &server.url).await;
@@ -153,7 +155,7 @@ async fn terminal_has_a_size_that_changes() {
     assert!(seen.contains("40 100"), "{seen}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn slow_reader_slows_the_process_and_nothing_grows() {
     let server = Server::start().await;
     let mut clients = clients(&server, &server.url).await;
@@ -170,7 +172,7 @@ async fn slow_reader_slows_the_process_and_nothing_grows() {
     assert!(!api.shell(&sandbox_id, "pgrep -x head").await.is_empty(), "it waits for its reader");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn errors_carry_their_reason() {
     let server = Server::start().await;
     let mut clients = clients(&server, &server.url).await;
@@ -181,7 +183,7 @@ async fn errors_carry_their_reason() {
     assert_eq!((error.reason(), error.violations()[0].field.as_str()), ("INVALID_ID", "sandbox_id"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nodes_are_out_of_reach_at_the_edge() {
     use cloud_sandbox_proto::node::v1::{GetSandboxRequest, node_service_client::NodeServiceClient};
     let server = Server::start().await;

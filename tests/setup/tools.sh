@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Installs what building and testing need and this machine lacks. Given are git, a C compiler, Python 3 and rustup.
-# What is there already is left as it is; a machine that has everything is not touched.
+# Installs what this machine lacks: `tools.sh run` for the demo and for running all roles, `tools.sh test` for the tests
+# as well. Given are git, a C compiler, Python 3 and rustup. What is there already is left as it is; a machine that has
+# everything is not touched.
 set -euo pipefail
+purpose=${1:?run or test}
 
 # program that shows whether it is there, and the Debian package that brings it
-declare -A packages=([make]=make [curl]=curl [jq]=jq [pgrep]=procps [redis-server]=redis-server)
+declare -A packages=([make]=make [curl]=curl [jq]=jq [redis-server]=redis-server)
+[[ $purpose == run ]] || packages+=([pgrep]=procps [qemu-system-x86_64]=qemu-system-x86 [busybox]=busybox-static)
 
 missing=()
 for program in "${!packages[@]}"; do
@@ -13,10 +16,16 @@ done
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 # languages that the tests run in sandboxes, where only the host's /usr is to be seen
-declare -A languages=([python3]=python3 [node]=nodejs [go]=golang-go [perl]=perl)
+declare -A languages=([python3]=python3)
+[[ $purpose == run ]] || languages+=([node]=nodejs [go]=golang-go [perl]=perl)
 for program in "${!languages[@]}"; do
   [[ -x /usr/bin/$program || -x /usr/local/bin/$program ]] || missing+=("${languages[$program]}")
 done
+
+# the virtual machine's kernel comes from apt, which knows no packages on a machine that was never updated
+if [[ $purpose == test && -z $(apt-cache search --names-only '^linux-image-(cloud-amd64|virtual)$' 2>/dev/null) ]]; then
+  missing+=(ca-certificates)
+fi
 
 if ((${#missing[@]})); then
   if ! command -v apt-get >/dev/null; then
@@ -36,7 +45,7 @@ if ((${#missing[@]})); then
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-if ! cargo nextest --version >/dev/null 2>&1; then
+if [[ $purpose == test ]] && ! cargo nextest --version >/dev/null 2>&1; then
   echo "setup: building cargo-nextest (once, some minutes)"
   cargo install --quiet --locked cargo-nextest
 fi
