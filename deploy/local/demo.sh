@@ -51,10 +51,14 @@ expect() {
 # Every process of the server $1, sandboxes included.
 processes() { cat /proc/"$1"/task/*/children 2>/dev/null; }
 
-# Control groups of sandboxes and of servers.
-groups() { find /sys/fs/cgroup -type d -name 'cloud-sandbox*' 2>/dev/null | sort; }
+# Folders of the control groups that the processes $@ are in, and that are a sandbox's.
+groups() {
+  local pid
+  for pid; do
+    awk -F: '$3 ~ /cloud-sandbox-/ {print "/sys/fs/cgroup" ($2 == "" ? "" : "/" $2) $3}' "/proc/$pid/cgroup"
+  done
+}
 
-groups_before=$(groups)
 title "a server on a free port, its data in a folder of its own"
 echo "\$ cloud-sandbox serve --listen 127.0.0.1:$port --data-dir $data"
 "$bin/cloud-sandbox" serve --listen "127.0.0.1:$port" --grpc-listen "127.0.0.1:$(free_port)" --data-dir "$data/state" \
@@ -103,6 +107,8 @@ expect .released true
 title "the server stops, and nothing is left"
 running=$(processes "$server")
 [[ -n $running ]] || { echo "demo: the warm pool has no processes" >&2; exit 1; }
+# shellcheck disable=SC2086  # a list of numbers
+grouped=$(groups $running)
 stopped=$server
 stop_process "$server" cloud-sandbox 30
 server=
@@ -110,7 +116,9 @@ wait "$stopped" || { echo "demo: the server ended with $?" >&2; exit 1; }
 for pid in $running; do
   [[ ! -e /proc/$pid ]] || { echo "demo: process $pid is left" >&2; exit 1; }
 done
-[[ $(groups) == "$groups_before" ]] || { echo "demo: control groups are left" >&2; exit 1; }
+for group in $grouped; do
+  [[ ! -e $group ]] || { echo "demo: control group $group is left" >&2; exit 1; }
+done
 ! grep --quiet "$data" /proc/self/mounts || { echo "demo: mounts are left" >&2; exit 1; }
 echo "no process, no control group, no mount"
 
