@@ -1,4 +1,4 @@
-# The front door: everything that a person does here. CI calls the same targets.
+# The front door: everything that a person does here.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

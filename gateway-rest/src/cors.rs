@@ -1,5 +1,5 @@
-//! Cross-origin calls from browsers: any origin, never with credentials, so a page can only do what the token that it
-//! holds itself allows.
+//! Cross-origin calls from browsers: any origin, never with credentials, so a page can only do what a token that it
+//! was given allows. Where tokens are handed out freely, it is given one.
 
 use axum::{body::Body, extract::Request, middleware::Next};
 use http::{

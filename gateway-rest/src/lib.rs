@@ -20,6 +20,7 @@ mod health;
 mod json;
 mod limits;
 mod observe;
+mod open_door;
 mod openapi;
 mod operational;
 mod reflection;

@@ -1,7 +1,7 @@
 //! How often a caller may call: a token bucket per principal, or per network address for those without one.
 //!
-//! Invariant: memory is bounded. Buckets that are full again are forgotten, and beyond [`KEYS_MAX`] all newcomers share
-//! one bucket.
+//! Invariant: memory is bounded. Buckets that are full again are forgotten, and beyond [`KEYS_MAX`] all callers
+//! without a token share one.
 
 use std::{
     net::{IpAddr, Ipv6Addr},

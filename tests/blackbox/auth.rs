@@ -137,3 +137,17 @@ async fn calls_over_the_rate_are_told_when_to_come_back() {
     assert_eq!(reason(&answer), "RATE_LIMITED");
     assert_eq!(reqwest::get(format!("{}/health", server.url)).await.unwrap().status(), 200, "health is never limited");
 }
+
+#[tokio::test]
+async fn web_page_of_elsewhere_gets_no_free_token() {
+    let server = Server::start().await;
+    let anonymous = Api { http: reqwest::Client::new(), url: server.url.clone(), token: None };
+    let ask = |name: &'static str, value: &'static str| {
+        let body = json!({"user_id": "ada"});
+        let request = anonymous.request("POST", "/api/v1/auth/token").header(name, value).json(&body);
+        async move { request.send().await.unwrap().status().as_u16() }
+    };
+    assert_eq!(ask("origin", "https://evil.example").await, 403);
+    assert_eq!(ask("host", "rebound.evil.example").await, 403);
+    assert_eq!(ask("origin", "http://localhost:3000").await, 200);
+}

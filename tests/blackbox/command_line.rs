@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    net::TcpListener,
     os::unix::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
@@ -84,6 +85,23 @@ fn run_that_is_interrupted_leaves_nothing() {
     let ended = running.wait().unwrap();
     assert_eq!(ended.code(), Some(130));
     traces.assert_gone();
+}
+
+#[test]
+fn run_is_interrupted_also_while_the_server_says_nothing() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    for token in [&["--token", "t"][..], &[]] {
+        let mut running = command(&["run", "--server", &url, "--language", "bash", "-"])
+            .args(token)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let _connection = silent.accept().unwrap();
+        Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap();
+        assert_eq!(running.wait().unwrap().code(), Some(143), "{token:?}");
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Runs processes: one supervising task per run, from the start to the last event.
 //!
 //! The task relays output into a small channel, so that a slow reader stops the process rather than fill memory; feeds
-//! input beside it; and outlives the node's interest: when the
-//! stream is dropped it kills the session and still waits for the exit.
+//! input beside it; and outlives the node's interest: when the stream is dropped it kills the session and still waits
+//! for the exit.
 
 mod children;
 mod input;

@@ -16,8 +16,6 @@ pub enum Access {
     Socket,
 }
 
-const V1: &str = "/cloud_sandbox.v1.";
-
 const TABLE: &[(&str, Access)] = &[
     ("/cloud_sandbox.v1.AuthService/IssueToken", Access::Public),
     ("/cloud_sandbox.v1.SchedulerService/AcquireSandbox", Access::Caller),
@@ -68,12 +66,6 @@ const TABLE: &[(&str, Access)] = &[
 #[must_use]
 pub fn of(path: &str) -> Option<Access> {
     TABLE.iter().find(|(row, _)| *row == path).map(|(_, access)| *access)
-}
-
-/// Whether the method is one that clients call.
-#[must_use]
-pub fn is_client_facing(path: &str) -> bool {
-    path.starts_with(V1)
 }
 
 impl Access {

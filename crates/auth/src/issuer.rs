@@ -12,7 +12,7 @@ use crate::{
     token::Tokens,
 };
 
-/// The shortest and the longest life of a token.
+/// The shortest life of a token.
 pub const TTL_MIN: Duration = Duration::from_secs(60);
 /// The longest life of a token.
 pub const TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -50,6 +50,12 @@ impl TokenIssuer {
     #[must_use]
     pub fn new(tokens: Tokens, keys: Vec<ApiKey>, open: bool, default_ttl: Duration) -> Self {
         Self { tokens, keys, open, default_ttl }
+    }
+
+    /// Whether this issuer hands out user tokens without a key.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open
     }
 
     /// A token for `user_id` with `role`, and how long it is valid. `ttl` of zero is the default.

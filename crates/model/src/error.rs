@@ -1,4 +1,4 @@
-//! The one table of error kinds: how each is called in gRPC and HTTP, and whether the same call may be sent again.
+//! The one table of error kinds: how each is called in gRPC and HTTP.
 //!
 //! What the caller reads (`message`, `violations`, `reason`) is apart from what the operator must know (`cause`): an
 //! internal error never leaks its cause.
@@ -97,27 +97,6 @@ impl ErrorKind {
     #[must_use]
     pub fn grpc_code_name(code: i32) -> &'static str {
         if code == 0 { "OK" } else { Self::from_grpc_code(code).name() }
-    }
-
-    /// Whether the same call may be sent again as it is. `ResourceExhausted` only when the error says when.
-    #[must_use]
-    pub const fn retryable(self) -> bool {
-        match self {
-            Self::Unavailable | Self::Aborted => true,
-            Self::Cancelled
-            | Self::InvalidArgument
-            | Self::DeadlineExceeded
-            | Self::NotFound
-            | Self::AlreadyExists
-            | Self::PermissionDenied
-            | Self::ResourceExhausted
-            | Self::FailedPrecondition
-            | Self::OutOfRange
-            | Self::Unimplemented
-            | Self::Internal
-            | Self::DataLoss
-            | Self::Unauthenticated => false,
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, future::Future, time::Duration};
 
 use cloud_sandbox_model::{Error, ErrorKind, error::reason};
 use cloud_sandbox_rpc::{CallContext, from_status, status::DOMAIN, upstream::BoxError};
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -23,6 +23,10 @@ pub fn failure(status: &Status) -> Error {
     if status.get_details_error_info().is_some_and(|info| info.domain == DOMAIN) {
         return said(status);
     }
+    // the transport keeps the deadline too, and may be the first to notice
+    if status.source().is_some_and(expired) {
+        return deadline_exceeded();
+    }
     let broken = status.source().is_some() || matches!(status.code(), Code::Unknown | Code::Unavailable);
     if broken { unreachable(chain(status)) } else { said(status) }
 }
@@ -33,6 +37,10 @@ fn said(status: &Status) -> Error {
         Code::Unauthenticated | Code::PermissionDenied => Error::internal("call a node", chain(status)),
         _ => from_status(status),
     }
+}
+
+fn expired(cause: &(dyn StdError + 'static)) -> bool {
+    cause.is::<TimeoutExpired>() || cause.source().is_some_and(expired)
 }
 
 /// The part of a node's answer that the contract promises.
@@ -88,6 +96,12 @@ mod tests {
             assert_eq!((error.kind(), error.reason()), (ErrorKind::Unavailable, reason::NODE_UNREACHABLE));
             assert!(error.source().is_some());
         }
+    }
+
+    #[test]
+    fn deadline_that_the_transport_notices_is_one() {
+        let expired = Status::from_error(Box::new(TimeoutExpired(())));
+        assert_eq!(failure(&expired).kind(), ErrorKind::DeadlineExceeded);
     }
 
     #[test]

@@ -28,8 +28,8 @@ use capture::Capture;
 pub(crate) use capture::Exit;
 pub(crate) use drive::{Ending, exit_of, lost, start};
 pub(crate) use pieces::Pieces;
-pub(crate) use register::Executions;
 use register::Turn;
+pub(crate) use register::{Executions, OutputBudget};
 use spec::{Mode, Spec};
 pub(crate) use stream::{event, events};
 

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     claims::Claims,
+    executions::OutputBudget,
     keeper::pool_keeper,
     options::Options,
     pool::Pool,
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) claims: Claims,
+    pub(crate) output: Arc<OutputBudget>,
     /// how many sandboxes may be made at once
     pub(crate) creating: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
@@ -91,6 +93,7 @@ impl Node {
             runtime,
             directory,
             claims: Claims::default(),
+            output: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             draining: AtomicBool::new(false),

@@ -10,10 +10,7 @@ use std::{
 };
 
 use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
-use tonic::{
-    body::Body,
-    transport::{Channel, Endpoint},
-};
+use tonic::{body::Body, transport::Endpoint};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 /// The boxed error of a transport.
@@ -114,11 +111,5 @@ pub fn connect(uri: &str) -> Result<Upstream, BoxError> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    Ok(over(endpoint.connect_lazy()))
-}
-
-/// An upstream over a channel that somebody else made, to an agent's socket for example.
-#[must_use]
-pub fn over(channel: Channel) -> Upstream {
-    Upstream::new(channel.map_err(Into::into))
+    Ok(Upstream::new(endpoint.connect_lazy().map_err(Into::into)))
 }

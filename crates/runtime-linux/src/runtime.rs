@@ -134,7 +134,9 @@ impl Inner {
         match self.launcher.launch(&spec, listener, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
-                blocking(self, move |inner| inner.remove_group(id)).await?;
+                if let Err(error) = blocking(self, move |inner| inner.remove_group(id)).await {
+                    tracing::warn!(sandbox_id = %id, %error, "the cgroup of a sandbox that failed waits to be reclaimed");
+                }
                 Err(error)
             }
         }
@@ -198,6 +200,13 @@ impl Inner {
         Ok(())
     }
 
+    fn set_limits(&self, id: SandboxId, limits: &Limits) -> Result<(), RuntimeError> {
+        self.sandbox(id)?;
+        let groups = self.cgroups.as_ref();
+        let groups = groups.ok_or_else(|| RuntimeError::Unsupported("change limits: no cgroups".into()))?;
+        groups.set_limits(id, limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))
+    }
+
     fn set_frozen(&self, id: SandboxId, frozen: bool) -> Result<(), RuntimeError> {
         self.sandbox(id)?;
         let able = self.cgroups.as_ref().filter(|groups| !groups.missing().contains(&Controller::Freezer));
@@ -243,10 +252,8 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn set_limits(&self, id: SandboxId, limits: Limits) -> Result<(), RuntimeError> {
-        self.inner.sandbox(id)?;
-        let groups = self.inner.cgroups.as_ref();
-        let groups = groups.ok_or_else(|| RuntimeError::Unsupported("change limits: no cgroups".into()))?;
-        groups.set_limits(id, &limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))
+        // a lower memory limit has the kernel reclaim until it holds
+        blocking(&self.inner, move |inner| inner.set_limits(id, &limits)).await
     }
 
     async fn freeze(&self, id: SandboxId) -> Result<(), RuntimeError> {

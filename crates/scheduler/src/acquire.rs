@@ -75,6 +75,10 @@ impl<'a> Acquire<'a> {
                 Err(error) => error,
             };
             if !matches!(error.kind(), ErrorKind::ResourceExhausted | ErrorKind::Unavailable) {
+                if is_refusal(error.kind()) {
+                    // it stands for nothing; kept, refused calls would fill the directory for a day
+                    self.unclaim(node.id).await?;
+                }
                 return Err(error);
             }
             tracing::info!(node_id = %node.id, reason = error.reason(), "node did not take the sandbox");
@@ -135,6 +139,11 @@ impl<'a> Acquire<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether the node certainly made nothing for this `request_id`, nor did it before.
+const fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::InvalidArgument | ErrorKind::NotFound | ErrorKind::FailedPrecondition)
 }
 
 /// What the caller hears when no node took its sandbox: that there is no room, unless no node could even be asked.

@@ -180,6 +180,16 @@ async fn claim_of_a_node_that_refuses_or_died_is_given_up() {
 }
 
 #[tokio::test]
+async fn refused_request_leaves_no_claim() {
+    let world = World::new();
+    let [node] = world.nodes().await;
+    node.fail("AcquireSandbox", Fault::Refuse(ErrorKind::InvalidArgument));
+    assert_eq!(world.acquire(by("ada", once("r1"))).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    let claim = world.directory.claim("acquire:default:ada:r1", "nobody", Duration::from_secs(9)).await.unwrap();
+    assert_eq!(claim, Claim::Won);
+}
+
+#[tokio::test]
 async fn hanging_up_drops_the_nodes_call() {
     let world = World::new();
     let [node] = world.nodes().await;

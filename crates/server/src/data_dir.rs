@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cloud_sandbox_auth::token::SECRET_MIN;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -24,6 +25,8 @@ const SECRET_BYTES: usize = 32;
 pub enum DataDirError {
     #[error("data_dir {} is in use by another server (process {holder}); give this one a folder of its own with --data-dir", path.display())]
     InUse { path: PathBuf, holder: String },
+    #[error("the secret in {} is shorter than {SECRET_MIN} bytes; remove the file to have a new one made", path.display())]
+    Weak { path: PathBuf },
     #[error("failed to {operation} {}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
@@ -80,8 +83,7 @@ impl DataDir {
     pub fn secret(&self) -> Result<String, DataDirError> {
         let path = self.join(SECRET);
         match std::fs::read_to_string(&path) {
-            Ok(secret) if !secret.is_empty() => return Ok(secret),
-            Ok(_) => {}
+            Ok(secret) => return strong(secret, path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("read", &path)(error)),
         }
@@ -96,11 +98,17 @@ impl DataDir {
         match linked {
             Ok(()) => Ok(text),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                std::fs::read_to_string(&path).map_err(failed("read", &path))
+                let secret = std::fs::read_to_string(&path).map_err(failed("read", &path))?;
+                strong(secret, path)
             }
             Err(error) => Err(failed("write", &path)(error)),
         }
     }
+}
+
+/// What was put there by somebody else must not be weaker than what is made here, or empty.
+fn strong(secret: String, path: PathBuf) -> Result<String, DataDirError> {
+    if secret.len() < SECRET_MIN { Err(DataDirError::Weak { path }) } else { Ok(secret) }
 }
 
 fn holder(file: &mut File) -> String {
@@ -146,5 +154,15 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&folder.join(SECRET)), mode(folder.path())), (0o600, 0o700));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn empty_or_short_secret_is_never_signed_with() {
+        let (_parent, folder) = folder();
+        for weak in ["", "short"] {
+            std::fs::write(folder.join(SECRET), weak).unwrap();
+            let refusal = folder.secret().unwrap_err().to_string();
+            assert!(refusal.contains("jwt-secret") && refusal.contains("32 bytes"), "{refusal}");
+        }
     }
 }

@@ -64,7 +64,7 @@ pub async fn run(settings: &Settings, arguments: &RunArgs) -> anyhow::Result<Exi
     let language = language::of(arguments.language.as_deref(), &arguments.file)?;
     let code = read(&arguments.file).await?;
     // from here on there is something to clean up
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     let request = ExecuteRequest {
         code: Some(code),
         language,
@@ -73,7 +73,10 @@ pub async fn run(settings: &Settings, arguments: &RunArgs) -> anyhow::Result<Exi
     };
 
     let (api, node) = match &arguments.server {
-        Some(server) => (remote::api(server, arguments.token.as_deref()).await?, None),
+        Some(server) => tokio::select! {
+            api = remote::api(server, arguments.token.as_deref()) => (api?, None),
+            (_, code) = signals.next() => return Ok(ExitCode::from(code)),
+        },
         None => {
             let (api, node) = local::start(settings).await?;
             (api, Some(node))
@@ -101,7 +104,11 @@ async fn in_sandbox(
 ) -> anyhow::Result<Outcome> {
     let lease = (timeout + LEASE_MARGIN).min(LEASE_MAX);
     let wanted = AcquireSandboxRequest { timeout_seconds: lease, ..AcquireSandboxRequest::default() };
-    let acquired = api.scheduler.acquire_sandbox(wanted).await.map_err(failure)?.into_inner();
+    let acquired = tokio::select! {
+        acquired = api.scheduler.acquire_sandbox(wanted) => acquired.map_err(failure)?.into_inner(),
+        // the call ends with this, and whoever makes a sandbox for nobody destroys it
+        (_, code) = signals.next() => return Ok(Outcome::Signalled(code)),
+    };
     let Some(sandbox) = acquired.sandbox else { bail!("the server acquired no sandbox") };
 
     let request = ExecuteRequest { sandbox_id: sandbox.sandbox_id.clone(), ..request };

@@ -222,6 +222,9 @@ impl Start<'_> {
         let grpc = grpc.map(tracing::field::display);
         let directory = if settings.redis_url.is_some() { "redis" } else { "memory" };
         let (pool_min, pool_max) = (settings.pool_min_size, settings.pool_max_size);
+        for (name, instead) in &self.resolved.unheeded {
+            tracing::warn!("{name} has no effect: {instead}");
+        }
         match runtime {
             Some(runtime) => tracing::info!(
                 version, %data_dir, grpc, directory, pool_min, pool_max,

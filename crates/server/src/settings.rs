@@ -162,11 +162,21 @@ pub struct Given<'a> {
     pub config: Option<PathBuf>,
 }
 
+/// Variables that people know for this service and that this version does not heed, with what holds instead.
+const UNHEEDED: [(&str, &str); 4] = [
+    ("SANDBOX_IMAGE", "there is no Docker runtime yet: sandboxes show the host's /usr"),
+    ("DATABASE_URL", "there is no PostgreSQL store yet: sessions are kept in data_dir"),
+    ("S3_ENDPOINT", "nothing is kept in S3 yet"),
+    ("S3_BUCKET", "nothing is kept in S3 yet"),
+];
+
 /// The effective settings and where each came from.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     pub settings: Settings,
     pub mode: Mode,
+    /// what was given in the environment without effect, and what holds instead
+    pub unheeded: Vec<(&'static str, &'static str)>,
     sources: HashMap<&'static str, Source>,
 }
 
@@ -185,7 +195,9 @@ pub fn resolve(mode: Mode, host: &Host, given: &Given<'_>) -> Result<Resolved, F
     let file = given.config.clone().or_else(|| env(CONFIG_ENV).map(PathBuf::from));
     let file = file.map(|path| file::read(&path, &mut faults)).unwrap_or_default();
 
-    let mut resolved = Resolved { settings: Settings::defaults(mode, host), mode, sources: HashMap::new() };
+    let unheeded = UNHEEDED.into_iter().filter(|(name, _)| env(name).is_some()).collect();
+    let settings = Settings::defaults(mode, host);
+    let mut resolved = Resolved { settings, mode, unheeded, sources: HashMap::new() };
     for row in TABLE.iter().filter(|row| row.is_for(mode)) {
         let flag = || Some((given.flags.get(row.name)?.clone(), Source::Flag(row.flag()?)));
         let variable = |name: String| Some((env(&name)?, Source::Environment(name)));

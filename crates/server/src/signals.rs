@@ -34,9 +34,9 @@ impl Signals {
     /// From now on, the next one ends the process at once. Its sandboxes die with it, by the kernel's hand.
     pub fn exit_at_the_next(mut self) {
         tokio::spawn(async move {
-            let (name, _) = self.next().await;
+            let (name, code) = self.next().await;
             tracing::warn!(signal = name, "second signal: exiting at once");
-            process::exit(EXIT_INTERRUPTED.into());
+            process::exit(code.into());
         });
     }
 }

@@ -11,11 +11,7 @@ use cloud_sandbox_auth::{ServiceIdentity, Tokens};
 use cloud_sandbox_exec::{ExecService, FileService};
 use cloud_sandbox_model::NodeId;
 use cloud_sandbox_node::{Node, Options as NodeOptions};
-use cloud_sandbox_proto::node::v1::node_service_server::NodeServiceServer;
-use cloud_sandbox_rpc::{
-    Dial, LocalDial, RemoteDial, Upstream,
-    upstream::{BoxError, MESSAGE_MAX},
-};
+use cloud_sandbox_rpc::{Dial, LocalDial, RemoteDial, Upstream, upstream::BoxError};
 use cloud_sandbox_runtime::Runtime;
 use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
 use cloud_sandbox_scheduler::SchedulerService;
@@ -89,8 +85,7 @@ async fn reported(directory: &dyn Directory, id: NodeId) {
 
 /// `node.v1` of a node.
 pub fn node_routes(node: &Node) -> Routes {
-    let service = NodeServiceServer::new(node.service());
-    Routes::new(service.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
+    Routes::new(node.service().into_server())
 }
 
 /// How a service called `name` reaches nodes: the one of this process directly, others over the network.

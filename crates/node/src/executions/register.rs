@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use cloud_sandbox_model::error::{Error, ErrorKind, Result, reason};
@@ -11,8 +14,8 @@ use super::Execution;
 
 /// Executions at once. A sandbox's limit of processes usually comes first.
 const RUNNING_MAX: usize = 256;
-/// What running executions may come to hold on the node, in bytes of output.
-const RUNNING_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// What running executions of all sandboxes may come to hold on the node, in bytes of output.
+const RUNNING_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// Finished executions kept for a repeated `request_id`.
 const KEPT_MAX: usize = 64;
 /// The output that these may hold, in bytes.
@@ -33,10 +36,29 @@ struct Named {
     execution: Option<Arc<Execution>>,
 }
 
+/// What the running executions of all sandboxes of a node may still come to hold, in bytes of output.
+pub(crate) struct OutputBudget(AtomicUsize);
+
+impl Default for OutputBudget {
+    fn default() -> Self {
+        Self(AtomicUsize::new(RUNNING_BYTES_MAX))
+    }
+}
+
+impl OutputBudget {
+    fn take(&self, bytes: usize) -> bool {
+        let less = |left: usize| left.checked_sub(bytes);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 #[derive(Default)]
 struct State {
     running: usize,
-    running_bytes: usize,
     named: HashMap<String, Named>,
     /// finished ones, oldest first, with the bytes they hold
     kept: VecDeque<(String, usize)>,
@@ -47,16 +69,24 @@ struct State {
 
 /// The executions of a sandbox.
 #[derive(Default)]
-pub(crate) struct Executions(Mutex<State>);
+pub(crate) struct Executions {
+    state: Mutex<State>,
+    budget: Arc<OutputBudget>,
+}
 
 impl Executions {
+    /// None yet, with a part in the node's budget.
+    pub(crate) fn within(budget: Arc<OutputBudget>) -> Self {
+        Self { state: Mutex::default(), budget }
+    }
+
     /// Lets `execution` begin, unless its id has been here. [`Executions::end`] must follow a first turn.
     pub(super) fn begin(&self, execution: &Arc<Execution>, id: &str, fingerprint: u64, bytes: usize) -> Result<Turn> {
         let mut state = self.state();
         if let Some(named) = state.named.get(id) {
             return named.later(id, fingerprint).map(Turn::Later);
         }
-        state.enter(bytes)?;
+        self.enter_with(&mut state, bytes)?;
         if !id.is_empty() {
             state.named.insert(id.to_owned(), Named { fingerprint, execution: Some(Arc::clone(execution)) });
         }
@@ -65,12 +95,24 @@ impl Executions {
 
     /// Room for an execution that is not recorded. [`Executions::leave`] must follow.
     pub(crate) fn enter(&self) -> Result<()> {
-        self.state().enter(0)
+        self.enter_with(&mut self.state(), 0)
+    }
+
+    fn enter_with(&self, state: &mut State, bytes: usize) -> Result<()> {
+        let refused = |message: String| Error::new(ErrorKind::ResourceExhausted, reason::EXECUTION_LIMIT, message);
+        if state.running >= RUNNING_MAX {
+            return Err(refused(format!("the sandbox runs {RUNNING_MAX} executions at once already")));
+        }
+        if !self.budget.take(bytes) {
+            return Err(refused("the node has no room for the output of another execution".to_owned()));
+        }
+        state.running += 1;
+        Ok(())
     }
 
     /// An execution that was not recorded is over.
     pub(crate) fn leave(&self) {
-        self.state().leave(0);
+        self.state().running -= 1;
     }
 
     /// An execution is over. One that never started is forgotten, so that a repeat tries again.
@@ -80,7 +122,8 @@ impl Executions {
             (capture.started, capture.kept_bytes())
         };
         let mut state = self.state();
-        state.leave(bytes);
+        state.running -= 1;
+        self.budget.give_back(bytes);
         if id.is_empty() {
             return;
         }
@@ -92,7 +135,7 @@ impl Executions {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,21 +153,6 @@ impl Named {
 }
 
 impl State {
-    fn enter(&mut self, bytes: usize) -> Result<()> {
-        if self.running >= RUNNING_MAX || self.running_bytes + bytes > RUNNING_BYTES_MAX {
-            let message = format!("the sandbox runs {} executions at once already", self.running);
-            return Err(Error::new(ErrorKind::ResourceExhausted, reason::EXECUTION_LIMIT, message));
-        }
-        self.running += 1;
-        self.running_bytes += bytes;
-        Ok(())
-    }
-
-    fn leave(&mut self, bytes: usize) {
-        self.running -= 1;
-        self.running_bytes -= bytes;
-    }
-
     fn keep(&mut self, id: &str, bytes: usize) {
         self.kept.push_back((id.to_owned(), bytes));
         self.kept_bytes += bytes;
@@ -201,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn executions_at_once_are_bounded_by_number_and_by_what_they_may_print() {
+    fn executions_at_once_are_bounded_by_number_and_by_what_the_whole_node_may_print() {
         let executions = Executions::default();
         for _ in 0..RUNNING_MAX {
             executions.enter().unwrap();
@@ -210,9 +238,12 @@ mod tests {
         executions.leave();
         executions.enter().unwrap();
 
-        let large = Executions::default();
+        let budget = Arc::new(OutputBudget::default());
+        let (large, other) = (Executions::within(Arc::clone(&budget)), Executions::within(budget));
         let execution = Arc::new(Execution::new());
         large.begin(&execution, "", 0, RUNNING_BYTES_MAX).unwrap();
-        assert_eq!(large.begin(&execution, "", 0, 1).err().unwrap().reason(), "EXECUTION_LIMIT");
+        assert_eq!(other.begin(&execution, "", 0, 1).err().unwrap().reason(), "EXECUTION_LIMIT");
+        large.end(&execution, "", RUNNING_BYTES_MAX);
+        other.begin(&execution, "", 0, 1).unwrap();
     }
 }

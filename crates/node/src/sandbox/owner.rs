@@ -27,6 +27,8 @@ use crate::{agent::Agent, executions::Executions, node::Shared, pool::Slot};
 
 const DESTROY_PAUSE: Duration = Duration::from_millis(100);
 const DESTROY_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often an acquired sandbox is written into the directory again, which may have been emptied meanwhile.
+const PUT_AGAIN: Duration = Duration::from_secs(30);
 /// Later than any lease: a sandbox that nobody has acquired does not expire.
 const NEVER: Duration = Duration::from_secs(86_400 * 365);
 
@@ -51,7 +53,7 @@ pub(crate) fn spawn(
         id,
         template: HOST_TEMPLATE.to_owned(),
         agent: Agent::new(Arc::clone(&node.runtime), id),
-        executions: Executions::default(),
+        executions: Executions::within(Arc::clone(&node.output)),
         ended: CancellationToken::new(),
         finished: CancellationToken::new(),
         runtime: Arc::clone(&node.runtime),
@@ -124,12 +126,21 @@ impl Owner {
         let stop = self.node.stop.clone();
         let mut ended = std::pin::pin!(runtime.ended(self.sandbox.id));
         let mut lease_end = Instant::now() + NEVER;
+        let mut again = Instant::now() + PUT_AGAIN;
         loop {
             let command = tokio::select! {
                 biased;
                 () = stop.cancelled() => return EndCause::Shutdown,
                 () = &mut ended => return EndCause::AgentEnded,
                 () = sleep_until(lease_end) => return EndCause::LeaseEnded,
+                () = sleep_until(again) => {
+                    again = Instant::now() + PUT_AGAIN;
+                    if let Ok(lease) = self.lease() {
+                        let paused = self.slot.state() == SandboxState::Paused;
+                        self.put_again(&lease, paused).await;
+                    }
+                    continue;
+                }
                 Some(command) = self.mailbox.recv() => command,
             };
             if let ControlFlow::Break(cause) = self.obey(command, &mut lease_end).await {

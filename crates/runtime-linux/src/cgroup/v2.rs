@@ -17,7 +17,7 @@ use super::{
 };
 
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Where a hybrid host has the unified hierarchy; without controllers it is of no use here.
+/// The controllers that limit sandboxes. Without memory, as on hybrid hosts, the hierarchy is of no use here.
 const WANTED: [(&str, Controller); 3] =
     [("memory", Controller::Memory), ("pids", Controller::Pids), ("cpu", Controller::Cpu)];
 /// cpu.max: so many microseconds of each period.

@@ -82,7 +82,7 @@ const SIGNERS: &[Mode] =
 const SERVERS: &[Mode] = &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
 const SHARERS: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
 
-/// A port is one of 65535 and a pool is never that large; beyond it somebody has mistyped.
+/// Beyond these bounds somebody has mistyped.
 const POOL_LIMIT: u32 = 10_000;
 const RATE_LIMIT: u32 = 1_000_000;
 const BODY_MIN: u64 = 64 * 1024;

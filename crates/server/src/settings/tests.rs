@@ -180,3 +180,11 @@ fn state_lies_where_the_user_keeps_it() {
         resolve(Mode::Serve, &Host::default(), &Given { flags: HashMap::new(), env: &|_| None, config: None });
     assert!(homeless.unwrap_err().to_string().contains("data_dir (default) must be set"));
 }
+
+#[test]
+fn known_variable_without_effect_is_told() {
+    let env = [("SANDBOX_IMAGE", "python:3.11-slim"), ("POOL_MIN_SIZE", "3")];
+    let resolved = Case { env: &env, ..Case::default() }.resolve(Mode::Serve).unwrap();
+    let names: Vec<_> = resolved.unheeded.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["SANDBOX_IMAGE"]);
+}

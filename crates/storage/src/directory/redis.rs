@@ -1,5 +1,5 @@
-//! The directory of a fleet, in Redis (6.2 or later) or what speaks its protocol. It may be emptied at any time: nodes
-//! report again within seconds, and what they renew comes back.
+//! The directory of a fleet, in Redis (6.2 or later) or what speaks its protocol. When it is emptied, nodes are
+//! back within seconds, by their reports; acquired sandboxes are not found any more and end with their leases.
 //!
 //! ```text
 //! cloud-sandbox:sandbox:{id}        entry as JSON, until a little after its lease
