@@ -55,6 +55,44 @@ async fn fork_bomb_hits_its_limit_and_dies_at_the_timeout() {
 }
 
 #[tokio::test]
+async fn crowd_that_starves_the_agent_is_released_all_the_same() {
+    let server = Server::start().await;
+    let api = server.user("ada").await;
+    let id = api.acquire().await;
+    let code = "import os\n\
+                def refused(call):\n    try: call(); print('allowed')\n    except OSError: pass\n\
+                refused(lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0)))\n\
+                refused(lambda: os.sched_setaffinity(1, {0}))\n\
+                refused(lambda: os.setpriority(os.PRIO_PROCESS, 1, 19))\n\
+                refused(lambda: os.setpriority(os.PRIO_USER, 0, 19))\n\
+                print('walls hold', flush=True)\n\
+                os.sched_setaffinity(0, {0})\n\
+                for k in range(200):\n    if os.fork() == 0:\n        os.setsid()\n        while True: pass";
+    // with so many beside it, it may not come to its own end in time
+    let answer = api.execute(&id, json!({"code": code, "timeout_ms": 3000})).await;
+    assert_eq!(answer["stdout"], "walls hold\n", "{answer}");
+    let start = Instant::now();
+    api.release(&id).await;
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(cgroups_of(&id), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn full_disk_is_not_full_memory() {
+    let server = Server::start().await;
+    let api = server.user("ada").await;
+    let id = api.acquire_with(json!({"limits": {"memory_bytes": 64 << 20}})).await;
+    let filled = api.execute(&id, json!({"command": "head -c 2G /dev/zero > big"})).await;
+    assert!(filled["stderr"].as_str().unwrap().contains("No space left"), "{filled}");
+    assert_eq!(api.shell(&id, "rm big; echo fine").await, "fine\n");
+    let (status, answer) = api
+        .post("/api/v1/sandbox/acquire", json!({"limits": {"memory_bytes": 64 << 20, "disk_bytes": 64 << 20}}))
+        .await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer["error"]["details"].to_string().contains("limits.disk_bytes"), "{answer}");
+}
+
+#[tokio::test]
 async fn memory_hog_is_killed_and_told_so() {
     let server = Server::start().await;
     let api = server.user("ada").await;

@@ -159,6 +159,16 @@ async fn agent_cannot_be_traced_read_or_reached() {
 }
 
 #[tokio::test]
+async fn what_the_whole_host_has_few_of_is_not_one_sandboxs_to_take() {
+    let (_server, api, id) = inside().await;
+    let terminals = "import os\nn = 0\ntry:\n    while True: os.openpty(); n += 1\nexcept OSError: print(n <= 64)";
+    assert_eq!(api.python(&id, terminals).await, "True\n");
+    if std::env::consts::ARCH == "x86_64" {
+        assert_eq!(api.python(&id, &syscall(206, "1, 0")).await.trim(), "ENOSYS", "io_setup");
+    }
+}
+
+#[tokio::test]
 async fn devices_are_the_usual_few() {
     let (_server, api, id) = inside().await;
     // asked of each file itself: a folder's list does not know what is bound over its entries

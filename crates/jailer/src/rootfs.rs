@@ -23,6 +23,8 @@ const OLD_ROOT: &str = "/.old";
 const SCRATCH: &str = "/.scratch";
 /// Room for folders, links and the few small files of the root itself.
 const ROOT_OPTIONS: &str = "mode=0755,size=1m,nr_inodes=4096";
+/// The number of terminals is the whole host's: each sandbox gets a few.
+const PTS_OPTIONS: &str = "newinstance,ptmxmode=0666,mode=0620,max=64";
 const NO_PRIVILEGES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
 /// Builds the root and moves into it.
@@ -55,7 +57,7 @@ fn build_dev(devices: &[String]) -> Result<(), Fault> {
         mount_plain(Some(&source), &target, MsFlags::MS_BIND).step(|| format!("bind /dev/{name}"))?;
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount_new("devpts", &inside(Path::new("/dev/pts")), flags, "newinstance,ptmxmode=0666,mode=0620")?;
+    mount_new("devpts", &inside(Path::new("/dev/pts")), flags, PTS_OPTIONS)?;
     for (name, target) in [
         ("ptmx", "pts/ptmx"),
         ("fd", "/proc/self/fd"),

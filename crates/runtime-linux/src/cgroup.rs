@@ -16,6 +16,10 @@ use std::{fmt, fs, io, path::Path, time::Duration};
 
 use cloud_sandbox_model::{Limits, SandboxId};
 use cloud_sandbox_runtime::Usage;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 pub use instance::reclaim;
 
@@ -59,6 +63,8 @@ pub trait Hierarchy: Send + Sync {
     fn set_limits(&self, id: SandboxId, limits: &Limits) -> io::Result<()>;
     /// Stops or continues all processes of the group, and returns when they have.
     fn set_frozen(&self, id: SandboxId, frozen: bool) -> io::Result<()>;
+    /// Sends SIGKILL to every process of the group. Ones that are being forked may be missed: repeat until all ended.
+    fn kill_all(&self, id: SandboxId);
     /// What the group uses.
     fn usage(&self, id: SandboxId) -> Usage;
     /// Removes the group, whose processes have ended.
@@ -92,6 +98,17 @@ fn patiently(what: &str, mut attempt: impl FnMut() -> io::Result<bool>) -> io::R
         std::thread::sleep(STEP);
     }
     Ok(())
+}
+
+/// Sends SIGKILL to every process of a group that is there to be seen; false when there was none.
+fn kill_group(group: &Path) -> io::Result<bool> {
+    // Linux 5.14; all at once, also those that are being forked
+    let _ = write(group, "cgroup.kill", 1);
+    let pids = fs::read_to_string(group.join("cgroup.procs"))?;
+    for pid in pids.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    Ok(!pids.is_empty())
 }
 
 /// Removes a group's folder. The kernel is busy with it for a moment after its last process has ended.

@@ -3,8 +3,10 @@
 use std::{
     collections::HashMap,
     io,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -23,8 +25,11 @@ use crate::{
     template,
 };
 
-/// The most files that one process of a sandbox may have open.
-const OPEN_FILES: u64 = 16_384;
+/// The most files that one process of a sandbox may have open: with the default limit of processes, less than what hosts
+/// allow all programs together.
+const OPEN_FILES: u64 = 4096;
+/// How long the processes of a sandbox may take to end before they are killed one by one.
+const KILL_AGAIN: Duration = Duration::from_millis(10);
 /// Locked memory is not swapped and not reclaimed; what interpreters lock is little.
 const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -127,8 +132,8 @@ impl Inner {
     }
 
     async fn create_with(self: &Arc<Self>, id: SandboxId, ids: IdMap, limits: Limits) -> Result<Sandbox, RuntimeError> {
-        let (socket, listener) = Socket::create(&self.state_dir, id)
-            .map_err(|error| RuntimeError::host("make the agent's socket", error))?;
+        let (socket, listener) =
+            self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
         let spec = self.jail(id, ids, &limits);
         match self.launcher.launch(&spec, listener, &self.filters.programs).await {
@@ -176,6 +181,17 @@ impl Inner {
         rlimits
     }
 
+    /// Makes the socket, in a folder that somebody may have cleaned away.
+    fn make_socket(&self, id: SandboxId) -> io::Result<(Socket, OwnedFd)> {
+        match Socket::create(&self.state_dir, id) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(&self.state_dir)?;
+                Socket::create(&self.state_dir, id)
+            }
+            made => made,
+        }
+    }
+
     fn make_group(&self, id: SandboxId, limits: &Limits) -> Result<(), RuntimeError> {
         let Some(groups) = &self.cgroups else { return Ok(()) };
         groups.create(id, limits).map_err(|error| RuntimeError::host("make a cgroup", error))
@@ -191,7 +207,10 @@ impl Inner {
         sandbox.process.kill();
         // a frozen process of a v1 hierarchy dies only when it goes on; without a freezer nothing is frozen
         let _ = blocking(self, move |inner| inner.set_frozen(id, false)).await;
-        sandbox.process.ended().await;
+        tokio::select! {
+            () = sandbox.process.ended() => {}
+            () = self.keep_killing(id) => {}
+        }
         blocking(self, move |inner| inner.remove_group(id)).await?;
         // last, so that a destroy that failed is tried again as a whole
         if self.sandboxes().remove(&id).is_some() {
@@ -205,6 +224,21 @@ impl Inner {
         let groups = self.cgroups.as_ref();
         let groups = groups.ok_or_else(|| RuntimeError::Unsupported("change limits: no cgroups".into()))?;
         groups.set_limits(id, limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))
+    }
+
+    /// Kills what is in the sandbox's group again and again. The end of its first process ends all the others too, but that
+    /// first process may have been left little CPU by them.
+    async fn keep_killing(self: &Arc<Self>, id: SandboxId) {
+        loop {
+            tokio::time::sleep(KILL_AGAIN).await;
+            let killed = blocking(self, move |inner| {
+                if let Some(groups) = &inner.cgroups {
+                    groups.kill_all(id);
+                }
+                Ok(())
+            });
+            let _ = killed.await;
+        }
     }
 
     fn set_frozen(&self, id: SandboxId, frozen: bool) -> Result<(), RuntimeError> {

@@ -48,8 +48,17 @@ const FORBIDDEN: &[&str] = &[
     "userfaultfd",
 ];
 
-/// clone3 hides its flags behind a pointer, where no filter can look; without it the C library calls clone.
-const ABSENT: &[&str] = &["clone3"];
+/// clone3 hides its flags behind a pointer, where no filter can look; without it the C library calls clone. The contexts
+/// that io_setup makes are counted for the whole host (fs.aio-max-nr).
+const ABSENT: &[&str] = &["clone3", "io_setup"];
+
+/// Calls by which a process may starve or cripple another of its user, named in the first argument. The agent is the
+/// first process of the sandbox.
+const ON_A_PROCESS: &[&str] =
+    &["prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"];
+/// The same, with a process, group or user (the number here says: user) in the second argument.
+const ON_SOMEBODY: &[(&str, u64)] = &[("setpriority", 2), ("ioprio_set", 3)];
+const AGENT: u64 = 1;
 
 const NEW_NAMESPACE: [i32; 7] = [
     libc::CLONE_NEWNS,
@@ -202,10 +211,19 @@ fn forbidden(profile: &Profile) -> Result<Rules, seccompiler::BackendError> {
         }
     }
     rules.extend(FORBIDDEN.iter().filter_map(|name| Some((number(name)?, Vec::new()))));
-    let argument = |op, value| {
-        let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, op, value)?;
+    let argument_of = |index, op, value| {
+        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value)?;
         SeccompRule::new(vec![condition])
     };
+    let argument = |op, value| argument_of(0, op, value);
+    for number in ON_A_PROCESS.iter().filter_map(|name| number(name)) {
+        rules.insert(number, vec![argument(SeccompCmpOp::Eq, AGENT)?]);
+    }
+    for (name, user) in ON_SOMEBODY {
+        let agent = argument_of(1, SeccompCmpOp::Eq, AGENT)?;
+        let all_of_the_user = argument(SeccompCmpOp::Eq, *user)?;
+        rules.extend(number(name).map(|number| (number, vec![agent, all_of_the_user])));
+    }
     let mut clone = Vec::new();
     for flag in NEW_NAMESPACE.iter().map(|flag| u64::from(flag.unsigned_abs())) {
         clone.push(argument(SeccompCmpOp::MaskedEq(flag), flag)?);

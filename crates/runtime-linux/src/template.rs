@@ -29,7 +29,7 @@ const SETTINGS: [&str; 10] = [
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 
 /// The list of the container engines: what tells about the host, or writes to it.
-const MASKED: [&str; 11] = [
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -37,6 +37,7 @@ const MASKED: [&str; 11] = [
     "/proc/keys",
     "/proc/kmsg",
     "/proc/latency_stats",
+    "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",

@@ -8,13 +8,9 @@ use std::{
 };
 
 use cloud_sandbox_model::SandboxId;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::fcntl::{Flock, FlockArg};
 
-use super::{patiently, remove_folder};
+use super::{kill_group, patiently, remove_folder};
 
 const PREFIX: &str = "cloud-sandbox-";
 
@@ -105,14 +101,7 @@ fn folders(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 fn end_all(group: &Path) {
     let _ = super::write(group, "cgroup.freeze", 0);
     let _ = super::write(group, "freezer.state", "THAWED");
-    let _ = super::write(group, "cgroup.kill", 1);
-    let ended = patiently("ending a leftover sandbox", || {
-        let pids = fs::read_to_string(group.join("cgroup.procs"))?;
-        for pid in pids.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        Ok(pids.is_empty())
-    });
+    let ended = patiently("ending a leftover sandbox", || Ok(!kill_group(group)?));
     if let Err(error) = ended {
         tracing::warn!(cgroup = %group.display(), %error, "a leftover sandbox could not be ended");
     }

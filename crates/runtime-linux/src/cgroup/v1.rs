@@ -14,7 +14,7 @@ use cloud_sandbox_runtime::Usage;
 use super::{
     Controller, Hierarchy,
     instance::{Instance, new_name},
-    patiently, read_key, read_number, remove_folder, write,
+    kill_group, patiently, read_key, read_number, remove_folder, write,
 };
 
 /// cpu.cfs_quota_us: so many microseconds of each period.
@@ -137,6 +137,13 @@ impl Hierarchy for Split {
             let now = fs::read_to_string(group.join("freezer.state"))?;
             Ok(now.trim() == state)
         })
+    }
+
+    fn kill_all(&self, id: SandboxId) {
+        // a process is in all of its sandbox's groups or in none
+        if let Some(group) = self.groups(id).next() {
+            let _ = kill_group(&group);
+        }
     }
 
     fn usage(&self, id: SandboxId) -> Usage {

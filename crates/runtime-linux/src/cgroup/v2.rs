@@ -13,7 +13,7 @@ use nix::{errno::Errno, unistd::Uid};
 use super::{
     Controller, Hierarchy,
     instance::{Instance, new_name},
-    patiently, read_key, read_number, remove_folder, write,
+    kill_group, patiently, read_key, read_number, remove_folder, write,
 };
 
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -167,6 +167,10 @@ impl Hierarchy for Unified {
         write(&group, "cgroup.freeze", u8::from(frozen))?;
         let events = group.join("cgroup.events");
         patiently("freezing a sandbox", || Ok(read_key(&events, "frozen") == Some(u64::from(frozen))))
+    }
+
+    fn kill_all(&self, id: SandboxId) {
+        let _ = kill_group(&self.instance.group(id));
     }
 
     fn usage(&self, id: SandboxId) -> Usage {
