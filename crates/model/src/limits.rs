@@ -31,19 +31,34 @@ impl Limits {
         fn pick<T: PartialEq + Default>(wanted: T, own: T) -> T {
             if wanted == T::default() { own } else { wanted }
         }
+        let memory_bytes = pick(wanted.memory_bytes, self.memory_bytes);
+        let own = Self { memory_bytes, ..self }.with_disk_within_memory();
         let limits = Self {
-            memory_bytes: pick(wanted.memory_bytes, self.memory_bytes),
+            memory_bytes,
             cpu_millis: pick(wanted.cpu_millis, self.cpu_millis),
             pids: pick(wanted.pids, self.pids),
-            disk_bytes: pick(wanted.disk_bytes, self.disk_bytes),
+            disk_bytes: pick(wanted.disk_bytes, own.disk_bytes),
         };
         let mut violations = Violations::default();
         violations.range("limits.memory_bytes", &limits.memory_bytes, &Self::MIN.memory_bytes, &max.memory_bytes);
         violations.range("limits.cpu_millis", &limits.cpu_millis, &Self::MIN.cpu_millis, &max.cpu_millis);
         violations.range("limits.pids", &limits.pids, &Self::MIN.pids, &max.pids);
         violations.range("limits.disk_bytes", &limits.disk_bytes, &Self::MIN.disk_bytes, &max.disk_bytes);
+        let fits = limits.disk_bytes <= limits.disk_bytes_max();
+        violations.check(fits, "limits.disk_bytes", "must be at most three quarters of limits.memory_bytes");
         violations.finish()?;
         Ok(limits)
+    }
+
+    /// The limits with no more disk than memory allows. Files are memory: a disk that could fill all of it would leave a
+    /// full disk to the kernel, which kills, instead of to an error.
+    #[must_use]
+    pub fn with_disk_within_memory(self) -> Self {
+        Self { disk_bytes: self.disk_bytes.min(self.memory_bytes / 2), ..self }
+    }
+
+    fn disk_bytes_max(self) -> u64 {
+        self.memory_bytes / 4 * 3
     }
 }
 
@@ -57,6 +72,15 @@ mod tests {
     fn zero_keeps_the_default() {
         let limits = Limits::DEFAULT.overlaid(Limits { pids: 9, ..NONE }, Limits::MAX).unwrap();
         assert_eq!(limits, Limits { pids: 9, ..Limits::DEFAULT });
+    }
+
+    #[test]
+    fn disk_stays_within_memory() {
+        let limits = Limits::DEFAULT.overlaid(Limits { memory_bytes: 64 * MIB, ..NONE }, Limits::MAX).unwrap();
+        assert_eq!(limits.disk_bytes, 32 * MIB);
+        let wanted = Limits { memory_bytes: 64 * MIB, disk_bytes: 49 * MIB, ..NONE };
+        let error = Limits::DEFAULT.overlaid(wanted, Limits::MAX).unwrap_err();
+        assert_eq!(error.violations()[0].field, "limits.disk_bytes");
     }
 
     #[test]

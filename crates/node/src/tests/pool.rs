@@ -124,10 +124,10 @@ async fn sandbox_that_cannot_be_connected_to_is_destroyed() {
 async fn other_memory_stays_warm_and_other_disk_is_made_cold() {
     let world = World::start(1, 5).await;
     let limits = |limits| AcquireSandboxRequest { limits: Some(limits), ..Default::default() };
-    let memory = ResourceLimits { memory_bytes: 64 << 20, ..Default::default() };
+    let memory = ResourceLimits { memory_bytes: 2 << 30, ..Default::default() };
     let answer = world.try_acquire(limits(memory)).await.unwrap();
     assert!(answer.warm);
-    assert_eq!(answer.sandbox.unwrap().limits.unwrap().memory_bytes, 64 << 20);
+    assert_eq!(answer.sandbox.unwrap().limits.unwrap().memory_bytes, 2 << 30);
 
     let disk = ResourceLimits { disk_bytes: 8 << 20, ..Default::default() };
     let answer = world.try_acquire(limits(disk)).await.unwrap();
@@ -150,7 +150,7 @@ async fn warm_sandbox_makes_room_for_one_of_another_shape() {
 async fn limits_that_cannot_be_set_fail_the_acquire_and_end_the_sandbox() {
     let world = World::start(1, 5).await;
     world.runtime.set_failing("set_limits", true);
-    let memory = ResourceLimits { memory_bytes: 64 << 20, ..Default::default() };
+    let memory = ResourceLimits { memory_bytes: 2 << 30, ..Default::default() };
     let request = AcquireSandboxRequest { limits: Some(memory), ..Default::default() };
     assert_eq!(world.try_acquire(request).await.unwrap_err().kind, "INTERNAL");
     world.settle().await;
