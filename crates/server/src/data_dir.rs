@@ -92,7 +92,11 @@ impl DataDir {
         let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         // written whole under a name of its own, then linked: nobody ever reads half a secret
         let draft = self.join(&format!("{SECRET}.{}", std::process::id()));
-        write_private(&draft, &text).map_err(failed("write", &draft))?;
+        write_private(&draft, &text).map_err(|error| {
+            // on a full disk it is there, and empty
+            _ = std::fs::remove_file(&draft);
+            failed("write", &draft)(error)
+        })?;
         let linked = std::fs::hard_link(&draft, &path);
         _ = std::fs::remove_file(&draft);
         match linked {

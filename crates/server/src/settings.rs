@@ -211,6 +211,10 @@ pub fn resolve(mode: Mode, host: &Host, given: &Given<'_>) -> Result<Resolved, F
             Err(rule) => faults.push(Fault { setting: row.name.to_owned(), source, rule }),
         }
     }
+    if resolved.source("sandbox_disk_bytes") == Source::Default {
+        // whoever asks for less memory alone wants a sandbox that fits into it
+        resolved.settings.sandbox_limits = resolved.settings.sandbox_limits.with_disk_within_memory();
+    }
     // what is broken by itself would only be reported a second time
     let broken: Vec<_> = faults.iter().map(|fault| fault.setting.clone()).collect();
     faults.extend(rules::check(&resolved).into_iter().filter(|fault| !broken.contains(&fault.setting)));

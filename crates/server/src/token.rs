@@ -1,6 +1,6 @@
 //! The secret that tokens are signed with, and `cloud-sandbox token`.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use anyhow::Context as _;
 use cloud_sandbox_auth::{
@@ -45,6 +45,7 @@ pub fn mint(settings: &Settings, arguments: &TokenArgs) -> anyhow::Result<()> {
     let role = if arguments.role == "admin" { Role::Admin } else { Role::User };
     let principal = Principal { tenant: DEFAULT_TENANT.to_owned(), user: arguments.user.clone(), role };
     let tokens = tokens(settings, &DataDir::open(&settings.data_dir)?)?;
-    println!("{}", tokens.mint(&principal, ttl).context("failed to mint a token")?);
+    let token = tokens.mint(&principal, ttl).context("failed to mint a token")?;
+    writeln!(std::io::stdout(), "{token}").context("failed to print the token")?;
     Ok(())
 }
