@@ -214,7 +214,8 @@ def measure(binary: str, rounds: int) -> str:
     with serving(binary, 0, 50) as server:
         add("create cold, until the agent answers", acquires(server, rounds, 0), "p50 under 20")
     processes, machine = idle_memory(binary, 50)
-    host = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    host = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs, {memory:.0f} GiB"
     return HEADER.format(machine=host) + "\n".join(rows) + "\n" + FOOTER.format(processes=processes, machine=machine)
 
 
