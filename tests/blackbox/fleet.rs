@@ -132,6 +132,22 @@ async fn roles_on_their_own_serve_as_one() {
 }
 
 #[tokio::test]
+async fn fleet_without_its_redis_is_not_ready_and_says_so() {
+    if left_out() {
+        return;
+    }
+    let mut fleet = Fleet::start().await;
+    let redis = fleet.process("redis");
+    redis.kill().unwrap();
+    redis.wait().unwrap();
+    let ready = format!("{}/readyz", fleet.url);
+    eventually("the edge is not ready", || async { reqwest::get(&ready).await.unwrap().status() == 503 }).await;
+    let told = reqwest::get(&ready).await.unwrap().text().await.unwrap();
+    assert!(told.contains("scheduler"), "{told}");
+    assert_eq!(reqwest::get(format!("{}/livez", fleet.url)).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
 async fn node_that_dies_takes_its_sandboxes_along_and_nothing_else() {
     if left_out() {
         return;

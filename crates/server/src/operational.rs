@@ -18,12 +18,14 @@ use cloud_sandbox_auth::{AuthLayer, Tokens};
 use cloud_sandbox_model::error::chain;
 use cloud_sandbox_storage::Directory;
 use cloud_sandbox_telemetry::{CallLayer, Metrics, metrics::CONTENT_TYPE as METRICS_TYPE};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 /// An orchestrator gives up on its probe soon after.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often what gRPC health says is looked at anew.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether a role should get calls. Clones are one.
 #[derive(Clone)]
@@ -40,17 +42,46 @@ impl Readiness {
         self.reporter.set_service_status("", ServingStatus::NotServing).await;
     }
 
+    /// Keeps what gRPC health says true, for callers that ask that way, until the end.
+    pub async fn keep_reported(self) {
+        let mut reported = true;
+        while !self.draining.load(Ordering::Relaxed) {
+            sleep(CHECK_EVERY).await;
+            let why = self.why_not().await;
+            if why.is_none() == reported {
+                continue;
+            }
+            reported = why.is_none();
+            let status = if reported { ServingStatus::Serving } else { ServingStatus::NotServing };
+            match why {
+                Some(why) => tracing::warn!("not ready: {why}"),
+                None => tracing::info!("ready again"),
+            }
+            self.reporter.set_service_status("", status).await;
+        }
+        // said once more, should the two have crossed
+        self.set_draining().await;
+    }
+
     async fn answer(&self) -> Response {
+        match self.why_not().await {
+            None => "ready".into_response(),
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+        }
+    }
+
+    async fn why_not(&self) -> Option<String> {
         if self.draining.load(Ordering::Relaxed) {
-            return (StatusCode::SERVICE_UNAVAILABLE, "draining").into_response();
+            return Some("draining".to_owned());
         }
         match timeout(CHECK_TIMEOUT, self.directory.check()).await {
-            Ok(Ok(())) => "ready".into_response(),
+            Ok(Ok(())) => None,
             Ok(Err(error)) => {
-                tracing::warn!(error = chain(&error), "not ready");
-                (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response()
+                // the cause, with addresses, is for the operator
+                tracing::debug!(error = chain(&error), "the directory failed its check");
+                Some(error.to_string())
             }
-            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the directory does not answer").into_response(),
+            Err(_) => Some("the directory does not answer".to_owned()),
         }
     }
 }

@@ -37,6 +37,10 @@ impl Server {
         for (port, router) in self.ports {
             ports.spawn(port.serve(router, stop.clone(), self.drain_timeout));
         }
+        let mut reporting = JoinSet::new();
+        for readiness in &self.readiness {
+            reporting.spawn(readiness.clone().keep_reported());
+        }
         let reconciling = self
             .sessions
             .as_ref()
