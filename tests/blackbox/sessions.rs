@@ -50,3 +50,22 @@ async fn session_whose_sandbox_did_not_outlive_the_server_says_so() {
     assert_ne!(found["failure"], "");
     assert_eq!(api.delete(&path).await.0, 200);
 }
+
+/// A v1 freezer may stay half-way while processes keep appearing.
+#[tokio::test]
+async fn session_that_forks_all_the_time_is_paused_every_time() {
+    let server = Server::start().await;
+    let api = server.user("ada").await;
+    let session = api.post("/api/v1/sessions", json!({})).await.1;
+    let (id, sandbox) = (session["session_id"].as_str().unwrap(), session["sandbox_id"].as_str().unwrap());
+    let line = "for i in 1 2 3 4; do setsid sh -c 'while :; do /bin/true; done' >/dev/null 2>&1 & done";
+    api.shell(sandbox, line).await;
+    let path = format!("/api/v1/sessions/{id}");
+    for round in 0..20 {
+        let paused = api.post(&format!("{path}/pause"), json!({})).await;
+        assert_eq!((paused.0, &paused.1["state"]), (200, &json!("paused")), "round {round}: {}", paused.1);
+        let resumed = api.post(&format!("{path}/resume"), json!({})).await;
+        assert_eq!((resumed.0, &resumed.1["state"]), (200, &json!("running")), "round {round}: {}", resumed.1);
+    }
+    assert_eq!(api.delete(&path).await.0, 200);
+}

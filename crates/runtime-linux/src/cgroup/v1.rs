@@ -19,6 +19,11 @@ use super::{
 
 /// cpu.cfs_quota_us: so many microseconds of each period.
 const PERIOD_US: u64 = 100_000;
+const STATE: &str = "freezer.state";
+const FROZEN: &str = "FROZEN";
+const THAWED: &str = "THAWED";
+/// So many attempts to freeze before the group is let go for a moment.
+const LET_GO_EVERY: u32 = 20;
 
 /// The hierarchies that this process may write. Some may be mounted together (`cpu,cpuacct`): then they share one.
 pub struct Split {
@@ -91,6 +96,21 @@ impl Split {
     }
 }
 
+/// A group in which processes keep appearing may stay at FREEZING for good: it is told again and again, and now and then
+/// let go for a moment, which is what helps. Half frozen is no state to be left in: a failure thaws.
+fn freeze(group: &Path) -> io::Result<()> {
+    let mut attempt = 0_u32;
+    let frozen = patiently("freezing a sandbox", || {
+        attempt += 1;
+        if attempt.is_multiple_of(LET_GO_EVERY) {
+            write(group, STATE, THAWED)?;
+        }
+        write(group, STATE, FROZEN)?;
+        Ok(fs::read_to_string(group.join(STATE))?.trim() == FROZEN)
+    });
+    frozen.inspect_err(|_| drop(write(group, STATE, THAWED)))
+}
+
 /// Memory, and memory with swap where the kernel counts it. The second is never below the first, so what is set first
 /// depends on the direction.
 fn limit_memory(group: &Path, bytes: u64) -> io::Result<()> {
@@ -131,12 +151,7 @@ impl Hierarchy for Split {
 
     fn set_frozen(&self, id: SandboxId, frozen: bool) -> io::Result<()> {
         let group = self.group(Controller::Freezer, id).ok_or(io::ErrorKind::Unsupported)?;
-        let state = if frozen { "FROZEN" } else { "THAWED" };
-        write(&group, "freezer.state", state)?;
-        patiently("freezing a sandbox", || {
-            let now = fs::read_to_string(group.join("freezer.state"))?;
-            Ok(now.trim() == state)
-        })
+        if frozen { freeze(&group) } else { write(&group, STATE, THAWED) }
     }
 
     fn kill_all(&self, id: SandboxId) {
