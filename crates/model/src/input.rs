@@ -6,6 +6,10 @@ use crate::error::{Error, Result, Violation};
 pub const REQUEST_ID_MAX: usize = 64;
 /// The longest user and tenant name, in characters.
 pub const NAME_MAX: usize = 128;
+/// The template when none is named: the host's own `/usr`.
+pub const TEMPLATE_DEFAULT: &str = "host";
+/// The longest template name, in bytes: what an image reference takes, with room. Whether there is one of that name is a node's to say.
+pub const TEMPLATE_MAX: usize = 512;
 /// The most entries of an environment.
 pub const ENV_ENTRIES_MAX: usize = 256;
 /// The most bytes of an environment, names and values.
@@ -48,6 +52,11 @@ impl Violations {
         let good = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
         let holds = (1..=NAME_MAX).contains(&text.len()) && text.chars().all(good);
         self.check(holds, field, format!("must be 1 to {NAME_MAX} characters of [A-Za-z0-9._@-]"));
+    }
+
+    /// A template's name; empty is the default's.
+    pub fn template(&mut self, field: &str, text: &str) {
+        self.check(text.len() <= TEMPLATE_MAX, field, format!("must be at most {TEMPLATE_MAX} bytes long"));
     }
 
     /// A request id; empty is none.

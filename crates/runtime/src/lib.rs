@@ -22,7 +22,7 @@ pub struct SandboxSpec {
 }
 
 /// The name of the built-in template.
-pub const HOST_TEMPLATE: &str = "host";
+pub const HOST_TEMPLATE: &str = cloud_sandbox_model::input::TEMPLATE_DEFAULT;
 
 /// What a sandbox has used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

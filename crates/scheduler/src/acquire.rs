@@ -10,7 +10,11 @@
 use std::time::Duration;
 
 use cloud_sandbox_auth::Principal;
-use cloud_sandbox_model::{Error, ErrorKind, NodeId, Result, error::reason, input::Violations};
+use cloud_sandbox_model::{
+    Error, ErrorKind, NodeId, Result,
+    error::reason,
+    input::{TEMPLATE_DEFAULT, Violations},
+};
 use cloud_sandbox_node_client::{Nodes, failure, missing, within};
 use cloud_sandbox_proto::{node, v1};
 use cloud_sandbox_rpc::CallContext;
@@ -20,10 +24,6 @@ use crate::placement::{PlacementRequest, offers, place};
 
 /// How many nodes are asked for one acquire.
 const ATTEMPTS: usize = 3;
-/// What a request without a template gets (see the contract).
-const DEFAULT_TEMPLATE: &str = "host";
-/// The longest name of a template: what an image reference takes, with room.
-const TEMPLATE_MAX: usize = 512;
 /// How long a request id is known: as long as the longest lease.
 const CLAIMED_FOR: Duration = Duration::from_secs(24 * 3600);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -48,8 +48,7 @@ impl<'a> Acquire<'a> {
     ) -> Result<Self> {
         let mut violations = Violations::default();
         violations.request_id("request_id", &request.request_id);
-        let short = request.template.len() <= TEMPLATE_MAX;
-        violations.check(short, "template", format!("must be at most {TEMPLATE_MAX} bytes long"));
+        violations.template("template", &request.template);
         violations.finish()?;
         let (tenant, user, id) = (&principal.tenant, &principal.user, &request.request_id);
         let key = (!id.is_empty()).then(|| format!("acquire:{tenant}:{user}:{id}"));
@@ -90,7 +89,7 @@ impl<'a> Acquire<'a> {
     }
 
     fn template(&self) -> &str {
-        if self.request.template.is_empty() { DEFAULT_TEMPLATE } else { &self.request.template }
+        if self.request.template.is_empty() { TEMPLATE_DEFAULT } else { &self.request.template }
     }
 
     /// The node to ask next: the one that holds the claim, else the best.

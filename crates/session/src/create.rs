@@ -7,7 +7,9 @@ use std::collections::HashMap;
 
 use cloud_sandbox_auth::Principal;
 use cloud_sandbox_model::{
-    Error, ErrorKind, Result, SandboxId, SessionId, SessionState, error::reason, input::Violations,
+    Error, ErrorKind, Result, SandboxId, SessionId, SessionState,
+    error::reason,
+    input::{TEMPLATE_DEFAULT, Violations},
 };
 use cloud_sandbox_node_client::{missing, within};
 use cloud_sandbox_proto::v1::{AcquireSandboxRequest, CreateSessionRequest, Sandbox};
@@ -23,9 +25,6 @@ use crate::{
 
 /// The lease of a session's sandbox unless the caller says otherwise (see the contract).
 const LEASE_SECONDS: u32 = 3600;
-/// The longest name of a template: what an image reference takes, with room.
-const TEMPLATE_MAX: usize = 512;
-const DEFAULT_TEMPLATE: &str = "host";
 
 /// One create.
 pub(crate) struct Create<'a> {
@@ -41,8 +40,7 @@ impl Create<'_> {
         let mut violations = Violations::default();
         violations.request_id("request_id", &request.request_id);
         violations.metadata("metadata", &request.metadata);
-        let short = request.template.len() <= TEMPLATE_MAX;
-        violations.check(short, "template", format!("must be at most {TEMPLATE_MAX} bytes long"));
+        violations.template("template", &request.template);
         violations.finish()?;
 
         let record = self.record(&request);
@@ -67,7 +65,7 @@ impl Create<'_> {
 
     fn record(&self, request: &CreateSessionRequest) -> SessionRecord {
         let now = now();
-        let template = if request.template.is_empty() { DEFAULT_TEMPLATE } else { &request.template };
+        let template = if request.template.is_empty() { TEMPLATE_DEFAULT } else { &request.template };
         SessionRecord {
             id: SessionId::generate(),
             tenant: self.principal.tenant.clone(),
