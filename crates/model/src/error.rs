@@ -102,26 +102,41 @@ impl ErrorKind {
 
 /// Stable words for programs, in `google.rpc.ErrorInfo.reason`. Published: a word never changes its meaning.
 pub mod reason {
+    pub const CANCELLED: &str = "CANCELLED";
     pub const CAPACITY: &str = "CAPACITY";
+    pub const CONTEXT_LIMIT: &str = "CONTEXT_LIMIT";
+    pub const CONTEXT_LOST: &str = "CONTEXT_LOST";
+    pub const CONTEXT_NOT_FOUND: &str = "CONTEXT_NOT_FOUND";
+    pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
     pub const DRAINING: &str = "DRAINING";
+    pub const EXECUTION_ENDED: &str = "EXECUTION_ENDED";
     pub const EXECUTION_LIMIT: &str = "EXECUTION_LIMIT";
-    pub const FILE_TOO_LARGE: &str = "FILE_TOO_LARGE";
+    pub const EXECUTION_NOT_FOUND: &str = "EXECUTION_NOT_FOUND";
+    pub const FILE_CHANGED: &str = "FILE_CHANGED";
+    pub const FILE_EXISTS: &str = "FILE_EXISTS";
     pub const FILE_NOT_FOUND: &str = "FILE_NOT_FOUND";
     pub const FILE_REFUSED: &str = "FILE_REFUSED";
+    pub const FILE_TOO_LARGE: &str = "FILE_TOO_LARGE";
     pub const INTERNAL: &str = "INTERNAL";
     pub const INVALID_ID: &str = "INVALID_ID";
     pub const INVALID_REQUEST: &str = "INVALID_REQUEST";
     pub const LANGUAGE_UNAVAILABLE: &str = "LANGUAGE_UNAVAILABLE";
+    pub const LEASE_ENDED: &str = "LEASE_ENDED";
     pub const NODE_UNREACHABLE: &str = "NODE_UNREACHABLE";
+    pub const NO_TERMINAL: &str = "NO_TERMINAL";
+    pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
     pub const PROGRAM_NOT_FOUND: &str = "PROGRAM_NOT_FOUND";
     pub const RATE_LIMITED: &str = "RATE_LIMITED";
     pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
+    pub const RESULT_EXPIRED: &str = "RESULT_EXPIRED";
     pub const ROLE_DENIED: &str = "ROLE_DENIED";
     pub const SANDBOX_GONE: &str = "SANDBOX_GONE";
     pub const SANDBOX_NOT_FOUND: &str = "SANDBOX_NOT_FOUND";
     pub const SANDBOX_PAUSED: &str = "SANDBOX_PAUSED";
     pub const SESSION_NOT_FOUND: &str = "SESSION_NOT_FOUND";
     pub const SESSION_STATE: &str = "SESSION_STATE";
+    pub const STDIN_CLOSED: &str = "STDIN_CLOSED";
+    pub const STDIN_FULL: &str = "STDIN_FULL";
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
     pub const TEMPLATE_NOT_FOUND: &str = "TEMPLATE_NOT_FOUND";
     pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";

@@ -57,6 +57,8 @@ ids! {
     SessionId, "se", "session_id";
     /// One run of code, a command or a program.
     ExecutionId, "ex", "execution_id";
+    /// An interpreter whose variables live from call to call.
+    ContextId, "cx", "context_id";
     /// One machine's node process. A restarted node is a new one.
     NodeId, "nd", "node_id";
 }
