@@ -1,7 +1,8 @@
 //! The program inside every sandbox: runs processes and works with files for its node, over `agent.v1`.
 //!
 //! It is mechanism without policy: which language a piece of code is in, who may call and what is remembered is the
-//! node's. Everything runs on one thread with small buffers, because every page of it counts once per sandbox.
+//! node's. Everything runs on one thread with small buffers, because every page of it counts once per sandbox; only
+//! work that takes long gets a thread while it lasts.
 //!
 //! Invariant: what a run started is reaped here, its staged file is gone once it ended, and a node that hangs up leaves
 //! nothing of the run's session behind.
@@ -11,7 +12,9 @@ mod oom;
 mod process;
 mod serve;
 mod service;
+mod snapshot;
 mod status;
+mod worker;
 
 pub use process::Children;
 pub use serve::{serve, serve_agent};

@@ -11,6 +11,7 @@ use std::{
         unix::net::UnixListener,
     },
     process::ExitCode,
+    time::Duration,
 };
 
 use cloud_sandbox_agent::{Agent, Children, serve_agent};
@@ -56,6 +57,9 @@ fn start() -> Result<(), String> {
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(8)
+        .thread_stack_size(256 * 1024)
+        .thread_keep_alive(Duration::from_secs(1))
         .build()
         .map_err(|error| format!("failed to start the runtime: {error}"))?;
     silence();
@@ -126,13 +130,15 @@ fn reset_signals() -> nix::Result<()> {
     Ok(())
 }
 
-/// A file of 8 MiB has passed through: glibc would keep so much from then on, by raising its thresholds.
+/// A file of 8 MiB has passed through: glibc would keep so much from then on, by raising its thresholds. Threads shall
+/// not have heaps of their own either.
 fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: only sets numbers of the allocator.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

@@ -4,7 +4,9 @@
 //! input beside it; and outlives the node's interest: when the stream is dropped it kills the session and still waits
 //! for the exit.
 
+mod backlog;
 mod children;
+mod control;
 mod input;
 mod output;
 mod program;
@@ -12,13 +14,14 @@ mod session;
 mod spawn;
 mod staged;
 mod terminal;
+mod user;
 
 use std::{sync::Arc, time::Instant};
 
 use cloud_sandbox_proto::agent::v1::{Exited, RunRequest, RunResponse, Start, Started, run_response::Event};
 use futures::{
     FutureExt,
-    future::{BoxFuture, Shared},
+    future::{BoxFuture, Shared, join_all},
 };
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tonic::{Status, Streaming};
@@ -26,11 +29,12 @@ use tonic::{Status, Streaming};
 pub use children::Children;
 use children::Exit;
 pub(crate) use children::keep_reaped;
-use input::Stdin;
+use input::Inputs;
 use output::Output;
 use staged::Staged;
 
-/// Events on their way to the stream: enough to keep reading while one is sent, little enough to hold back a process.
+/// Events on their way to the stream: one for each of three relays, which hold room while they wait for something to
+/// read, and one to empty an output through; little enough to hold back a process.
 const EVENTS: usize = 4;
 
 /// Ends with the exit; none when the child could not be waited for.
@@ -43,8 +47,9 @@ struct Run {
     began: Instant,
     children: Arc<Children>,
     ended: Ended,
-    stdin: Stdin,
+    inputs: Inputs,
     outputs: Vec<Output>,
+    control: Option<Output>,
     staged: Option<Staged>,
 }
 
@@ -54,15 +59,17 @@ pub(crate) fn run(
     start: Start,
     input: Streaming<RunRequest>,
 ) -> Result<Receiver<Result<RunResponse, Status>>, Status> {
-    let staged = start.staged.as_ref().map(Staged::write).transpose()?;
-    let spawned = spawn::spawn(&children, start)?;
+    let user = user::resolve(&start.user)?;
+    let staged = start.staged.as_ref().map(|staged| Staged::write(staged, user.as_ref())).transpose()?;
+    let spawned = spawn::spawn(&children, start, user)?;
     let run = Run {
         pid: spawned.pid,
         began: spawned.began,
         children,
         ended: spawned.exit.map(Result::ok).boxed().shared(),
-        stdin: spawned.stdin,
-        outputs: spawned.outputs,
+        inputs: spawned.ends.inputs,
+        outputs: spawned.ends.outputs,
+        control: spawned.ends.control,
         staged,
     };
     let (events, receiver) = channel(EVENTS);
@@ -73,13 +80,13 @@ pub(crate) fn run(
 
 impl Run {
     async fn supervise(self, input: Streaming<RunRequest>, events: Events) {
-        let Self { pid, began, children, ended, stdin, outputs, mut staged } = self;
+        let Self { pid, began, children, ended, inputs, outputs, control, mut staged } = self;
         let pid_of_event = u32::try_from(pid).unwrap_or(0);
         let _ = events.send(Ok(response(Event::Started(Started { pid: pid_of_event })))).await;
 
         let fault = tokio::select! {
-            () = relay(&outputs, &events, &ended, &mut staged) => None,
-            fault = input::feed(input, stdin) => Some(fault),
+            () = relay(&outputs, control.as_ref(), &events, &ended, &mut staged) => None,
+            fault = input::feed(input, inputs) => Some(fault),
             () = events.closed() => None,
         };
         if fault.is_some() || events.is_closed() {
@@ -97,13 +104,20 @@ impl Run {
 }
 
 /// Relays all outputs until the process has ended, and what it left in them.
-async fn relay(outputs: &[Output], events: &Events, ended: &Ended, staged: &mut Option<Staged>) {
+async fn relay(
+    outputs: &[Output],
+    control: Option<&Output>,
+    events: &Events,
+    ended: &Ended,
+    staged: &mut Option<Staged>,
+) {
     let clean_up = async {
         ended.clone().await;
         drop(staged.take());
     };
-    let relays = futures::future::join_all(outputs.iter().map(|output| output.relay(events, ended)));
-    tokio::join!(relays, clean_up);
+    let plain = outputs.iter().map(|output| output.relay(&[], events, ended));
+    let control = control.into_iter().map(|control| control.relay(outputs, events, ended));
+    tokio::join!(join_all(plain.chain(control)), clean_up);
 }
 
 /// Sends a signal to the process group of a run, or kills all of its session when `signal` is 0. False when the run is

@@ -1,21 +1,22 @@
-//! `AgentService`: takes requests apart and hands them to `process` and `files`.
+//! `AgentService`: takes requests apart and hands them to `process` and `snapshot`.
 
 use std::{io, sync::Arc};
 
 use cloud_sandbox_proto::agent::v1::{
-    CheckRequest, CheckResponse, DeleteFileRequest, DeleteFileResponse, ReadFileRequest, ReadFileResponse, RunRequest,
-    RunResponse, SignalRequest, SignalResponse, WriteFileRequest, WriteFileResponse,
-    agent_service_server::AgentService, run_request::Input,
+    CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, RunRequest, RunResponse,
+    SignalRequest, SignalResponse, TakeSnapshotRequest, TakeSnapshotResponse, agent_service_server::AgentService,
+    run_request::Input,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{files, process, process::Children};
+use crate::{process, process::Children, snapshot::Snapshots};
 
 /// The service, cheap to clone.
 #[derive(Clone)]
 pub struct Agent {
     children: Arc<Children>,
+    snapshots: Arc<Snapshots>,
 }
 
 impl Agent {
@@ -29,7 +30,7 @@ impl Agent {
     pub fn new(children: Children) -> io::Result<Self> {
         let children = Arc::new(children);
         process::keep_reaped(&children)?;
-        Ok(Self { children })
+        Ok(Self { children, snapshots: Arc::default() })
     }
 }
 
@@ -62,15 +63,17 @@ impl AgentService for Agent {
         Ok(Response::new(SignalResponse { running }))
     }
 
-    async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
-        files::read(&request.into_inner()).map(Response::new)
+    async fn take_snapshot(
+        &self,
+        request: Request<TakeSnapshotRequest>,
+    ) -> Result<Response<TakeSnapshotResponse>, Status> {
+        self.snapshots.take(request.into_inner()).await.map(Response::new)
     }
 
-    async fn write_file(&self, request: Request<WriteFileRequest>) -> Result<Response<WriteFileResponse>, Status> {
-        files::write(&request.into_inner()).map(Response::new)
-    }
-
-    async fn delete_file(&self, request: Request<DeleteFileRequest>) -> Result<Response<DeleteFileResponse>, Status> {
-        files::delete(&request.into_inner()).map(Response::new)
+    async fn compare_snapshot(
+        &self,
+        request: Request<CompareSnapshotRequest>,
+    ) -> Result<Response<CompareSnapshotResponse>, Status> {
+        self.snapshots.compare(request.into_inner()).await.map(Response::new)
     }
 }

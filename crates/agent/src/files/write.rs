@@ -1,122 +1,120 @@
-//! Writes files atomically: to a temporary name beside the target, then renamed over it.
-//!
-//! Invariant: a write that fails leaves nothing behind, neither its temporary file nor the parents it made.
+//! Writes files: whole ones, several, streams, and additions to the end.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Seek, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
 };
 
-use cloud_sandbox_proto::agent::v1::{WriteFileRequest, WriteFileResponse};
-use nix::errno::Errno;
-use tonic::Status;
+use cloud_sandbox_proto::v1::{
+    FileInfo, UploadFileRequest, WriteFileRequest, upload_file_request::Part, write_file_request::Body,
+};
+use tonic::{Status, Streaming};
 
-use super::{file_info, neither, parse_path};
-use crate::status;
+use super::{
+    draft::{Draft, Expected, Parents, Target},
+    failed,
+    info::file_info,
+    parse_raw,
+};
 
-const DEFAULT_MODE: u32 = 0o644;
-/// As many as the kernel follows (path_resolution(7)).
-const MAX_LINKS: u32 = 40;
+/// The most files in one request.
+const MAX_BATCH: usize = 1000;
 
-static TEMPORARIES: AtomicU64 = AtomicU64::new(0);
-
-/// Writes a whole file.
-pub(crate) fn write(request: &WriteFileRequest) -> Result<WriteFileResponse, Status> {
-    let path = parse_path(&request.path)?;
-    if request.mode > 0o777 {
-        return Err(Status::invalid_argument(format!("mode {:#o} has more than permission bits", request.mode)));
-    }
-    let failed = |error: io::Error| status::from_io(&format!("write {:.1000}", request.path), &error);
-    let target = follow(&path).map_err(failed)?;
-    let replaced = match target.metadata() {
-        Ok(metadata) if metadata.is_dir() => {
-            return Err(Status::failed_precondition(format!("{:.1000} is a folder", request.path)));
-        }
-        Ok(metadata) if !metadata.is_file() => return Err(neither(&request.path)),
-        Ok(metadata) => Some(metadata.permissions().mode() & 0o7777),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(failed(error)),
+/// Writes a whole file, or adds to one.
+pub(super) fn write(request: WriteFileRequest) -> Result<FileInfo, Status> {
+    let path = parse_raw(&request.path, &request.raw_path)?;
+    let data = match &request.body {
+        Some(Body::Content(text)) => text.as_bytes(),
+        Some(Body::Data(data)) => data,
+        None => &[],
     };
-    let mode = if request.mode == 0 { replaced.unwrap_or(DEFAULT_MODE) } else { request.mode };
-
-    let mut parents = Vec::new();
-    let written = replace(&target, &request.data, mode, &mut parents);
-    let file = written.inspect_err(|_| remove_folders(&parents)).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    Ok(WriteFileResponse { file: Some(file_info(&path, &metadata)) })
-}
-
-/// What `path` means to a program that writes it: where links lead, also when nothing is there yet.
-fn follow(path: &Path) -> io::Result<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        // Not a link, not there, or not to be looked at: what comes next finds out which.
-        let Ok(link) = path.read_link() else { return Ok(path) };
-        path.pop();
-        path.push(link);
+    let expected = Expected::parse(request.if_etag);
+    if request.append {
+        return append(&Target::find(path)?, data, request.mode, &expected);
     }
-    Err(Errno::ELOOP.into())
+    let mut draft = Draft::begin(path, request.mode, expected)?;
+    draft.write(data)?;
+    draft.commit()
 }
 
-fn replace(target: &Path, data: &[u8], mode: u32, parents: &mut Vec<PathBuf>) -> io::Result<File> {
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    create_folders(folder, parents)?;
-    let (temporary, mut file) = create_temporary(folder)?;
-    let written = file
-        .write_all(data)
-        .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
-        .and_then(|()| fs::rename(&temporary, target));
-    match written {
-        Ok(()) => Ok(file),
-        Err(error) => {
-            let _ = fs::remove_file(&temporary);
-            Err(error)
+/// Writes files in their order, up to the first that fails. Others are served between two of them.
+pub(super) async fn write_all(files: Vec<WriteFileRequest>) -> Result<Vec<FileInfo>, Status> {
+    let count = files.len();
+    if !(1..=MAX_BATCH).contains(&count) {
+        return Err(Status::invalid_argument(format!("{count} files are not 1 to {MAX_BATCH}")));
+    }
+    let mut written = Vec::with_capacity(count);
+    for (index, file) in files.into_iter().enumerate() {
+        let file = write(file).map_err(|status| {
+            Status::new(status.code(), format!("file {} of {count}: {}", index + 1, status.message()))
+        })?;
+        written.push(file);
+        tokio::task::yield_now().await;
+    }
+    Ok(written)
+}
+
+/// Writes what comes, and puts it in its place when all of it has.
+pub(super) async fn upload(mut parts: Streaming<UploadFileRequest>) -> Result<FileInfo, Status> {
+    let first = parts.message().await?.and_then(|message| message.part);
+    let Some(Part::Header(header)) = first else {
+        return Err(Status::invalid_argument("the first message of an upload must be header"));
+    };
+    let path = parse_raw(&header.path, &header.raw_path)?;
+    let mut draft = Draft::begin(path, header.mode, Expected::parse(header.if_etag))?;
+    while let Some(message) = parts.message().await? {
+        match message.part {
+            Some(Part::Data(data)) => draft.write(&data)?,
+            Some(Part::Commit(_)) => return draft.commit(),
+            Some(Part::Header(_)) => return Err(Status::invalid_argument("header comes once")),
+            None => {}
         }
     }
+    Err(Status::invalid_argument("the upload ended without commit"))
 }
 
-fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
-    loop {
-        let number = TEMPORARIES.fetch_add(1, Ordering::Relaxed);
-        let path = folder.join(format!(".cloud-sandbox-{}-{number}", std::process::id()));
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        match options.open(&path) {
-            Ok(file) => return Ok((path, file)),
-            // Left by an earlier agent, or put there by a user.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+/// Adds to the end of a file, without regard to its mode and links, as a program would. What was added by a write that
+/// failed is taken back unless somebody else has added to it.
+fn append(target: &Target, data: &[u8], mode: u32, expected: &Expected) -> Result<FileInfo, Status> {
+    let failed = failed("append to", &target.path);
+    expected.check(&target.path, target.found.as_ref())?;
+    let initial = target.mode(mode)?;
+    let mut parents = Parents::create(target.real.parent().unwrap_or(&target.real)).map_err(&failed)?;
+    let mut options = OpenOptions::new();
+    options.append(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).mode(initial);
+    let opened =
+        if target.found.is_some() { options.open(&target.real) } else { options.create_new(true).open(&target.real) };
+    let mut file = opened.map_err(&failed)?;
+    if let Err(error) = add(&mut file, data) {
+        if target.found.is_none() {
+            let _ = fs::remove_file(&target.real);
         }
+        return Err(failed(error));
     }
+    parents.keep();
+    if mode != 0 || target.found.is_none() {
+        file.set_permissions(Permissions::from_mode(initial)).map_err(&failed)?;
+    }
+    Ok(file_info(&target.path, &file.metadata().map_err(&failed)?))
 }
 
-/// Creates `folder` and what is missing above it, and adds what it made to `created`, also when it fails.
-pub(crate) fn create_folders(folder: &Path, created: &mut Vec<PathBuf>) -> io::Result<()> {
-    let mut missing = Vec::new();
-    for ancestor in folder.ancestors() {
-        match ancestor.metadata() {
-            Ok(metadata) if metadata.is_dir() => break,
-            Ok(_) => return Err(Errno::ENOTDIR.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
-            Err(error) => return Err(error),
-        }
-    }
-    for folder in missing.into_iter().rev() {
-        match DirBuilder::new().mode(0o755).create(folder) {
-            Ok(()) => created.push(folder.to_owned()),
-            // Somebody else was faster, or it is a link to nowhere, which the next step finds out.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+fn add(file: &mut File, data: &[u8]) -> io::Result<()> {
+    let mut rest = data;
+    while !rest.is_empty() {
+        match file.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let added = (data.len() - rest.len()) as u64;
+                let end = file.stream_position()?;
+                if added > 0 && file.metadata()?.len() == end {
+                    file.set_len(end - added)?;
+                }
+                return Err(error);
+            }
         }
     }
     Ok(())
-}
-
-fn remove_folders(created: &[PathBuf]) {
-    for folder in created.iter().rev() {
-        let _ = fs::remove_dir(folder);
-    }
 }

@@ -1,4 +1,8 @@
-//! What a process prints: read as it comes, and once it has ended, what it left.
+//! What a process prints and writes to its control channel: read as it comes, and once it has ended, what it left.
+//!
+//! Invariant: all outputs of a process are relayed by one task, and what has been read from a plain one is sent without
+//! a wait between. So whatever is not in a pipe any more has been sent, and to send what was printed before something
+//! it is enough to empty the pipes.
 
 use std::{fs::File, io, io::Read, os::fd::AsRawFd};
 
@@ -19,9 +23,10 @@ pub(super) enum Source {
     Stdout,
     Stderr,
     Terminal,
+    Control,
 }
 
-/// Our end of a pipe or terminal.
+/// Our end of a pipe, terminal or control channel.
 pub(super) struct Output {
     file: AsyncFd<File>,
     source: Source,
@@ -35,9 +40,10 @@ impl Output {
         Ok(Self { file, source })
     }
 
-    /// Sends pieces until the output ends, or its process has ended and what it left is sent. A daemon that holds the
-    /// other end, or keeps on writing, holds up nothing.
-    pub(super) async fn relay(&self, events: &Events, ended: &Ended) {
+    /// Sends pieces until the output ends, or its process has ended and what it left is sent. What lies in `earlier`
+    /// when a piece is read was printed before it, and is sent before it. A daemon that holds the other end, or keeps on
+    /// writing, holds up nothing.
+    pub(super) async fn relay(&self, earlier: &[Self], events: &Events, ended: &Ended) {
         loop {
             // Room first: what has been read must not wait in memory.
             let Ok(room) = events.reserve().await else { return };
@@ -47,26 +53,32 @@ impl Output {
                 piece = self.file.async_io(Interest::READABLE, |file| read_piece(file, PIECE)) => piece,
             };
             match piece {
-                Ok(piece) if !piece.is_empty() => room.send(Ok(response(self.event(piece)))),
+                Ok(piece) if !piece.is_empty() => {
+                    drain(earlier, events).await;
+                    room.send(Ok(response(self.event(piece))));
+                }
                 // Nobody can write any more; a terminal says so by EIO.
                 _ => return,
             }
         }
-        self.drain(events).await;
+        self.finish(earlier, events).await;
     }
 
-    async fn drain(&self, events: &Events) {
+    /// Sends what the process has left.
+    async fn finish(&self, earlier: &[Self], events: &Events) {
         let mut left = self.left_behind();
         while left > 0 {
             let Ok(room) = events.reserve().await else { return };
-            match read_piece(self.file.get_ref(), left.min(PIECE)) {
-                Ok(piece) if !piece.is_empty() => {
-                    left -= piece.len();
-                    room.send(Ok(response(self.event(piece))));
-                }
-                _ => return,
-            }
+            let Some(piece) = self.take(left) else { return };
+            left -= piece.len();
+            drain(earlier, events).await;
+            room.send(Ok(response(self.event(piece))));
         }
+    }
+
+    /// Reads up to `limit` bytes of what is there; none at the end, too.
+    fn take(&self, limit: usize) -> Option<Bytes> {
+        read_piece(self.file.get_ref(), limit.min(PIECE)).ok().filter(|piece| !piece.is_empty())
     }
 
     /// How much may lie in it, in bytes.
@@ -85,6 +97,21 @@ impl Output {
         match self.source {
             Source::Stdout | Source::Terminal => Event::Stdout(piece),
             Source::Stderr => Event::Stderr(piece),
+            Source::Control => Event::Control(piece),
+        }
+    }
+}
+
+/// Sends what lies in `outputs` now. Others may read from them meanwhile: what is gone then was sent by them.
+async fn drain(outputs: &[Output], events: &Events) {
+    for output in outputs {
+        let mut left = output.left_behind();
+        while left > 0 {
+            // Room of its own: three relays hold one each, so a queue of four has it.
+            let Ok(room) = events.reserve().await else { return };
+            let Some(piece) = output.take(left) else { break };
+            left -= piece.len();
+            room.send(Ok(response(output.event(piece))));
         }
     }
 }

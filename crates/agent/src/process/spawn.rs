@@ -1,4 +1,4 @@
-//! Starts a process in a session of its own, on pipes or a terminal.
+//! Starts a process in a session of its own, on pipes or a terminal, with a control channel where one is asked for.
 
 use std::{
     collections::HashMap,
@@ -6,7 +6,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::{fs::fchown, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,10 +24,12 @@ use tonic::Status;
 
 use super::{
     children::{Children, Exit, pid_of},
-    input::Stdin,
+    control,
+    input::{Control, Inputs, Stdin},
     output::{Output, Source},
     program,
     terminal::{self, Terminal},
+    user::User,
 };
 use crate::{files, status};
 
@@ -36,62 +38,79 @@ pub(super) struct Spawned {
     pub(super) pid: i32,
     pub(super) began: Instant,
     pub(super) exit: oneshot::Receiver<Exit>,
-    pub(super) stdin: Stdin,
-    pub(super) outputs: Vec<Output>,
+    pub(super) ends: Ends,
 }
 
 /// Our ends of what a process reads and writes.
-type Ends = (Stdin, Vec<Output>);
+pub(super) struct Ends {
+    pub(super) inputs: Inputs,
+    pub(super) outputs: Vec<Output>,
+    pub(super) control: Option<Output>,
+}
 
-/// Starts what `start` describes; its staged file is the caller's.
-pub(super) fn spawn(children: &Children, start: Start) -> Result<Spawned, Status> {
-    let Start { argv, mut env, cwd, terminal, staged: _ } = start;
+/// Starts what `start` describes as `user`, or as the agent's own; its staged file is the caller's.
+pub(super) fn spawn(children: &Children, start: Start, user: Option<User>) -> Result<Spawned, Status> {
+    let Start { argv, mut env, cwd, terminal, staged: _, user: name, control } = start;
     check_strings(&argv, &env)?;
     if let Some(size) = terminal {
-        terminal::check_size(size).ok_or_else(|| {
-            Status::invalid_argument(format!("no terminal is {} rows by {} columns", size.rows, size.cols))
-        })?;
+        check_terminal(size, control)?;
         env.entry("TERM".to_owned()).or_insert_with(|| "xterm-256color".to_owned());
+    }
+    if let Some(user) = &user {
+        user.complete(&mut env);
     }
     let cwd = check_cwd(&cwd)?;
     let program = program::find(&argv[0], env.get("PATH").map(String::as_str), &cwd)?;
 
     let mut command = Command::new(program);
     command.arg0(&argv[0]).args(&argv[1..]).env_clear().envs(&env).current_dir(cwd);
-    let (child, exit, began, (stdin, outputs)) = match terminal {
-        Some(size) => on_terminal(children, command, size),
-        None => on_pipes(children, command),
+    let name = user.is_some().then_some(name);
+    match terminal {
+        Some(size) => on_terminal(children, command, size, user),
+        None => on_pipes(children, command, control, user),
     }
-    .map_err(|error| refusal(&argv[0], &error))?;
-    Ok(Spawned { pid: pid_of(&child), began, exit, stdin, outputs })
+    .map_err(|error| refusal(&argv[0], name.as_deref(), &error))
 }
 
-type Begun = (Child, oneshot::Receiver<Exit>, Instant, Ends);
-
-fn on_pipes(children: &Children, mut command: Command) -> io::Result<Begun> {
+fn on_pipes(children: &Children, mut command: Command, control: bool, user: Option<User>) -> io::Result<Spawned> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: setsid is async-signal-safe.
     unsafe { command.pre_exec(|| Errno::result(libc::setsid()).map(drop).map_err(io::Error::from)) };
+    let (control, theirs) = control.then(control::open).transpose()?.unzip();
+    if let Some(theirs) = &theirs {
+        theirs.give(&mut command);
+    }
+    if let Some(user) = user {
+        user.apply(&mut command);
+    }
     let began = Instant::now();
     let (mut child, exit) = children.spawn(&mut command)?;
+    // Else the channel would never end.
+    drop(theirs);
+    let ends = ends_of_pipes(&mut child, control).inspect_err(|_| abandon(&child))?;
+    Ok(Spawned { pid: pid_of(&child), began, exit, ends })
+}
 
+fn ends_of_pipes(child: &mut Child, control: Option<File>) -> io::Result<Ends> {
     let stdin = child.stdin.take().map(OwnedFd::from).expect("its input is a pipe");
     let stdout = child.stdout.take().map(OwnedFd::from).expect("its output is a pipe");
     let stderr = child.stderr.take().map(OwnedFd::from).expect("its errors are a pipe");
-    let ends = ends_of_pipes(stdin, stdout, stderr).inspect_err(|_| abandon(&child))?;
-    Ok((child, exit, began, ends))
-}
-
-fn ends_of_pipes(stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Ends> {
-    let stdin = Stdin::new(nonblocking(stdin)?, false)?;
     let stdout = Output::new(nonblocking(stdout)?, Source::Stdout)?;
     let stderr = Output::new(nonblocking(stderr)?, Source::Stderr)?;
-    Ok((stdin, vec![stdout, stderr]))
+    let to_control = control.as_ref().map(File::try_clone).transpose()?.map(Control::new).transpose()?;
+    let control = control.map(|file| Output::new(file, Source::Control)).transpose()?;
+    let inputs = Inputs { stdin: Stdin::new(nonblocking(stdin)?, false)?, control: to_control };
+    Ok(Ends { inputs, outputs: vec![stdout, stderr], control })
 }
 
-fn on_terminal(children: &Children, mut command: Command, size: WindowSize) -> io::Result<Begun> {
+fn on_terminal(children: &Children, mut command: Command, size: WindowSize, user: Option<User>) -> io::Result<Spawned> {
     let Terminal { master, slave } = terminal::open(size)?;
-    let ends = (Stdin::new(master.try_clone()?, true)?, vec![Output::new(master, Source::Terminal)?]);
+    let inputs = Inputs { stdin: Stdin::new(master.try_clone()?, true)?, control: None };
+    let ends = Ends { inputs, outputs: vec![Output::new(master, Source::Terminal)?], control: None };
+    if let Some(user) = &user {
+        // So that it can be opened by its name, too; a kernel that refuses has its reasons, and most programs no need.
+        let _ = fchown(&slave, Some(user.uid), None);
+    }
     command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
     // SAFETY: setsid and ioctl are async-signal-safe; descriptor 0 is the terminal by now.
     unsafe {
@@ -101,9 +120,12 @@ fn on_terminal(children: &Children, mut command: Command, size: WindowSize) -> i
             Ok(())
         });
     }
+    if let Some(user) = user {
+        user.apply(&mut command);
+    }
     let began = Instant::now();
     let (child, exit) = children.spawn(&mut command)?;
-    Ok((child, exit, began, ends))
+    Ok(Spawned { pid: pid_of(&child), began, exit, ends })
 }
 
 /// Kills a process that nobody can hear or talk to.
@@ -111,7 +133,8 @@ fn abandon(child: &Child) {
     super::session::signal_group(pid_of(child), libc::SIGKILL);
 }
 
-fn nonblocking(end: OwnedFd) -> io::Result<File> {
+/// Makes our end one that never waits.
+pub(super) fn nonblocking(end: OwnedFd) -> io::Result<File> {
     let flags = OFlag::from_bits_retain(fcntl(end.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(end.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(File::from(end))
@@ -132,6 +155,16 @@ fn check_strings(argv: &[String], env: &HashMap<String, String>) -> Result<(), S
     Ok(())
 }
 
+fn check_terminal(size: WindowSize, control: bool) -> Result<(), Status> {
+    if control {
+        return Err(Status::invalid_argument("a process on a terminal has no control channel"));
+    }
+    let WindowSize { rows, cols } = size;
+    terminal::check_size(size)
+        .map(drop)
+        .ok_or_else(|| Status::invalid_argument(format!("no terminal is {rows} rows by {cols} columns")))
+}
+
 fn check_cwd(cwd: &str) -> Result<PathBuf, Status> {
     let path =
         files::parse_path(cwd).map_err(|error| Status::new(error.code(), format!("cwd: {}", error.message())))?;
@@ -150,9 +183,13 @@ fn check_cwd(cwd: &str) -> Result<PathBuf, Status> {
     }
 }
 
-/// Why a program that was found did not start.
-fn refusal(program: &str, error: &io::Error) -> Status {
+/// Why a program that was found did not start, as another user when one is named.
+fn refusal(program: &str, user: Option<&str>, error: &io::Error) -> Status {
     match error.raw_os_error().map(Errno::from_raw) {
+        // The user namespace does not have that user, or nobody may change groups in it.
+        Some(Errno::EPERM | Errno::EINVAL) if let Some(user) = user => {
+            Status::failed_precondition(format!("this sandbox cannot run processes as user {user:.200}"))
+        }
         Some(Errno::ENOENT) => Status::not_found(format!("the interpreter of program {program:.200} was not found")),
         Some(Errno::EACCES | Errno::EPERM) => {
             Status::permission_denied(format!("program {program:.200} is not executable"))

@@ -3,9 +3,18 @@
 // a test that panics fails, which is the point
 #![allow(clippy::unwrap_used)]
 
+mod control;
+mod file_archives;
+mod file_search;
+mod file_streams;
+mod file_trees;
+mod file_watch;
 mod files;
+mod many;
 mod rig;
 mod runs;
 mod sessions;
+mod snapshots;
 mod start;
 mod terminals;
+mod users;

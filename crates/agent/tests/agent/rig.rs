@@ -2,14 +2,18 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use cloud_sandbox_proto::agent::v1::{
-    Exited, RunRequest, RunResponse, SignalRequest, Start, agent_service_client::AgentServiceClient,
-    run_request::Input, run_response::Event,
+use cloud_sandbox_proto::{
+    agent::v1::{
+        Exited, RunRequest, RunResponse, SignalRequest, Start, agent_service_client::AgentServiceClient,
+        run_request::Input, run_response::Event,
+    },
+    v1::file_service_client::FileServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
@@ -55,6 +59,23 @@ impl Agent {
         Self::connect(process, folder).await
     }
 
+    /// Starts it as somebody who may nothing that others may not.
+    pub async fn start_without_capabilities() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-sandbox-agent"));
+        command.arg("--listen").arg(folder.path().join("agent.sock")).stdin(Stdio::null());
+        let forgo = || {
+            for capability in 0..64 {
+                // SAFETY: a plain system call. What it may not do, or what is no capability, it does not have.
+                unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability) };
+            }
+            Ok(())
+        };
+        // SAFETY: prctl is async-signal-safe.
+        let process = unsafe { command.pre_exec(forgo) }.spawn().unwrap();
+        Self::connect(process, folder).await.expect("the agent listens")
+    }
+
     /// Starts it on a socket that listens already.
     pub async fn start_on_inherited_socket() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -98,6 +119,20 @@ impl Agent {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// The files, over a connection of their own.
+    pub async fn files(&self) -> FileServiceClient<Channel> {
+        let channel = channel(Endpoint::from_static("http://agent"), self.folder.path().join("agent.sock")).await;
+        FileServiceClient::new(channel).max_decoding_message_size(16 * 1024 * 1024)
+    }
+
+    /// A connection as the node makes it: so that a stream which nobody reads holds up no other.
+    pub async fn client_of_node(&self) -> AgentServiceClient<Channel> {
+        let endpoint = Endpoint::from_static("http://agent")
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(256 * 1024 * 1024);
+        AgentServiceClient::new(channel(endpoint, self.folder.path().join("agent.sock")).await)
     }
 
     /// A second connection.
@@ -154,6 +189,7 @@ pub struct Running {
 pub struct Outcome {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
+    pub control: Vec<u8>,
     pub exited: Exited,
 }
 
@@ -190,13 +226,18 @@ impl Running {
         Ok(message.expect("the stream goes on").event.expect("an event is set"))
     }
 
-    /// Sends input until the agent takes no more; returns how much it took.
+    /// Sends standard input until the agent takes no more; returns how much it took.
     pub async fn fill(&self, piece: usize) -> usize {
+        self.fill_with(Input::Stdin(vec![b'x'; piece].into())).await * piece
+    }
+
+    /// Sends the same message until the agent takes no more; returns how many it took.
+    pub async fn fill_with(&self, input: Input) -> usize {
         let mut taken = 0;
         let pause = Duration::from_millis(300);
-        while let Ok(sent) = timeout(pause, self.input.send(request(Input::Stdin(vec![b'x'; piece].into())))).await {
+        while let Ok(sent) = timeout(pause, self.input.send(request(input.clone()))).await {
             sent.unwrap();
-            taken += piece;
+            taken += 1;
         }
         taken
     }
@@ -213,16 +254,34 @@ impl Running {
         seen
     }
 
+    /// Reads to the end without keeping it; how many bytes of standard output there were, all of them `expected`.
+    pub async fn count(mut self, expected: u8) -> usize {
+        let mut count = 0;
+        let all_expected = vec![expected; 64 * 1024];
+        loop {
+            match self.next().await.unwrap() {
+                Event::Stdout(bytes) => {
+                    // Compared as a whole: one by one takes seconds in a build that is not optimised.
+                    assert!(bytes == all_expected[..bytes.len()]);
+                    count += bytes.len();
+                }
+                Event::Exited(_) => return count,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     /// Reads to the end.
     pub async fn outcome(mut self) -> Outcome {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (mut stdout, mut stderr, mut control) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             match self.next().await.unwrap() {
                 Event::Stdout(bytes) => stdout.extend_from_slice(&bytes),
                 Event::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                Event::Control(bytes) => control.extend_from_slice(&bytes),
                 Event::Exited(exited) => {
                     assert!(self.events.message().await.unwrap().is_none(), "exited is last");
-                    return Outcome { stdout, stderr, exited };
+                    return Outcome { stdout, stderr, control, exited };
                 }
                 Event::Started(_) => panic!("started comes once"),
             }
@@ -239,8 +298,7 @@ pub fn program(argv: &[&str]) -> Start {
         argv: argv.iter().map(ToString::to_string).collect(),
         env: [("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())].into(),
         cwd: "/".to_owned(),
-        terminal: None,
-        staged: None,
+        ..Start::default()
     }
 }
 
@@ -259,13 +317,15 @@ pub fn is_alive(pid: u32) -> bool {
 }
 
 pub async fn client(socket: PathBuf) -> AgentServiceClient<Channel> {
+    AgentServiceClient::new(channel(Endpoint::from_static("http://agent"), socket).await)
+}
+
+async fn channel(endpoint: Endpoint, socket: PathBuf) -> Channel {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    let endpoint = Endpoint::from_static("http://agent");
-    let channel = endpoint.connect_with_connector(connector).await.unwrap();
-    AgentServiceClient::new(channel).max_decoding_message_size(16 * 1024 * 1024)
+    endpoint.connect_with_connector(connector).await.unwrap()
 }
 
 fn request(input: Input) -> RunRequest {

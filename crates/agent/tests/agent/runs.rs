@@ -123,6 +123,45 @@ async fn a_slow_reader_stops_the_process_and_not_the_memory() {
 }
 
 #[tokio::test]
+async fn one_endless_line_passes_through_little_memory() {
+    let agent = Agent::start().await;
+    agent.sh("head -c 1048576 /dev/zero").await;
+    let before = agent.resident_kib();
+    let length = 256 * 1024 * 1024;
+    let running = agent.open(sh(&format!("head -c {length} /dev/zero | tr '\\0' x"))).await.unwrap();
+    let mut peak = 0;
+    let watch = async {
+        loop {
+            peak = peak.max(agent.resident_kib());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let counted = tokio::select! {
+        counted = running.count(b'x') => counted,
+        () = watch => 0,
+    };
+    assert_eq!(counted, length);
+    assert!(peak - before < 2048, "the agent grew by {} KiB", peak - before);
+}
+
+#[tokio::test]
+async fn a_line_arrives_as_soon_as_it_is_printed() {
+    let agent = Agent::start().await;
+    let mut running = agent.open(sh("while read line; do echo $line; done")).await.unwrap();
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let began = std::time::Instant::now();
+        running.send(Input::Stdin("line\n".into())).await;
+        running.read_until("line\n").await;
+        times.push(began.elapsed());
+    }
+    times.sort_unstable();
+    // There and back, in a build that is not optimised, on a machine that does other things as well.
+    assert!(times[100].as_micros() < 5000, "{:?}", times[100]);
+    println!("there and back: {:?}", times[100]);
+}
+
+#[tokio::test]
 async fn a_process_that_closes_its_descriptors_is_waited_for() {
     let agent = Agent::start().await;
     let outcome = agent.sh("exec <&- >&- 2>&-; sleep 0.2; exit 7").await;

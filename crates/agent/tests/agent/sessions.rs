@@ -2,7 +2,10 @@
 
 use std::{fs, time::Instant};
 
-use cloud_sandbox_proto::agent::v1::{StagedFile, Start};
+use cloud_sandbox_proto::{
+    agent::v1::{StagedFile, Start},
+    v1::{WriteFileRequest, write_file_request},
+};
 
 use crate::rig::{Agent, Running, eventually, is_alive, program, sh};
 
@@ -59,6 +62,7 @@ async fn a_dropped_connection_ends_its_runs_and_no_others() {
 #[tokio::test]
 async fn input_that_nobody_reads_is_held_back_and_a_cut_connection_still_kills() {
     let agent = Agent::start().await;
+    agent.sh("true").await;
     let before = agent.resident_kib();
     let (client, connection) = agent.client_to_cut().await;
     let running = Running::open(client, program(&["sleep", "20"])).await.unwrap();
@@ -124,15 +128,12 @@ async fn a_signal_reaches_the_process_group() {
 
 #[tokio::test]
 async fn the_agent_comes_back_small_after_big_files() {
-    let mut agent = Agent::start().await;
+    let agent = Agent::start().await;
+    let mut files = agent.files().await;
     let before = agent.resident_kib();
     for _ in 0..3 {
-        let request = cloud_sandbox_proto::agent::v1::WriteFileRequest {
-            path: agent.path("big"),
-            data: vec![1; 8 * 1024 * 1024].into(),
-            mode: 0,
-        };
-        agent.client.write_file(request).await.unwrap();
+        let body = Some(write_file_request::Body::Data(vec![1; 8 * 1024 * 1024].into()));
+        files.write_file(WriteFileRequest { path: agent.path("big"), body, ..Default::default() }).await.unwrap();
     }
     let grown = agent.resident_kib().saturating_sub(before);
     assert!(grown < 4096, "the agent kept {grown} KiB");
