@@ -78,7 +78,7 @@ impl TokenIssuer {
             let message = "the credentials shown do not allow a token of this role";
             return Err(Error::new(ErrorKind::PermissionDenied, reason::ROLE_DENIED, message));
         }
-        let principal = Principal { tenant, user: user_id.to_owned(), role };
+        let principal = Principal::new(tenant, user_id, role);
         Ok((self.tokens.mint(&principal, ttl)?, ttl))
     }
 
@@ -91,7 +91,8 @@ impl TokenIssuer {
             })?;
             return Ok((found.role, DEFAULT_TENANT.to_owned()));
         }
-        match shown.principal {
+        // whoever may do one thing alone shows nothing here
+        match shown.principal.filter(|principal| principal.grant.is_none()) {
             Some(admin) if admin.role == Role::Admin => Ok((Role::Admin, admin.tenant.clone())),
             Some(user) if user.role == Role::User && user.user == user_id => Ok((Role::User, user.tenant.clone())),
             _ if self.open => Ok((Role::User, DEFAULT_TENANT.to_owned())),
@@ -112,6 +113,7 @@ fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::principal::{FileAccess, FileGrant};
 
     const NO_TTL: Duration = Duration::ZERO;
 
@@ -151,12 +153,21 @@ mod tests {
 
     #[test]
     fn caller_renews_its_own_token_but_gets_nobody_elses_and_no_higher_role() {
-        let ada = Principal { tenant: "t".into(), user: "ada".into(), role: Role::User };
+        let ada = Principal::new("t", "ada", Role::User);
         let shown = Credentials { api_key: None, principal: Some(&ada) };
         let (token, _) = issuer(false).issue("ada", Role::User, NO_TTL, &shown).unwrap();
         assert_eq!(tokens().verify(&token).unwrap().tenant, "t");
         assert!(issuer(false).issue("bob", Role::User, NO_TTL, &shown).is_err());
         assert!(issuer(false).issue("ada", Role::Admin, NO_TTL, &shown).is_err());
+    }
+
+    #[test]
+    fn token_for_a_file_gets_no_other_token() {
+        let grant = FileGrant { sandbox: "sb1".into(), path: "/a".into(), access: FileAccess::Read };
+        let granted = Principal { grant: Some(grant), ..Principal::new("t", "ada", Role::Admin) };
+        let shown = Credentials { api_key: None, principal: Some(&granted) };
+        let error = issuer(false).issue("ada", Role::User, NO_TTL, &shown).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unauthenticated);
     }
 
     #[test]

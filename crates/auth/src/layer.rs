@@ -9,16 +9,34 @@ use futures::future::{Either, Ready, ready};
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use tower::{Layer, Service};
 
-use crate::{access, principal::Principal, token::Tokens};
+use crate::{
+    access::{self, Access},
+    principal::Principal,
+    token::Tokens,
+};
 
 /// Puts [`Authenticated`] in front of a service.
 #[derive(Debug, Clone)]
-pub struct AuthLayer(Tokens);
+pub struct AuthLayer {
+    tokens: Tokens,
+    authorize: Authorize,
+}
+
+/// How a call's headers become whoever makes it.
+type Authorize = fn(&Tokens, &str, &HeaderMap) -> Result<Option<Principal>>;
 
 impl AuthLayer {
+    /// For a service of the API: who may call what is as the table says.
     #[must_use]
     pub fn new(tokens: Tokens) -> Self {
-        Self(tokens)
+        Self { tokens, authorize }
+    }
+
+    /// For a node, which serves services alone: whatever is not public wants a service's token, also where the table
+    /// lets users call the same method of the API.
+    #[must_use]
+    pub fn for_services(tokens: Tokens) -> Self {
+        Self { tokens, authorize: authorize_service }
     }
 }
 
@@ -26,14 +44,14 @@ impl<S> Layer<S> for AuthLayer {
     type Service = Authenticated<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authenticated { tokens: self.0.clone(), inner }
+        Authenticated { auth: self.clone(), inner }
     }
 }
 
 /// A service that only lets known callers through.
 #[derive(Debug, Clone)]
 pub struct Authenticated<S> {
-    tokens: Tokens,
+    auth: AuthLayer,
     inner: S,
 }
 
@@ -51,7 +69,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match authorize(&self.tokens, request.uri().path(), request.headers()) {
+        match (self.auth.authorize)(&self.auth.tokens, request.uri().path(), request.headers()) {
             Ok(principal) => {
                 // a principal is only ever what this layer found
                 request.extensions_mut().remove::<Principal>();
@@ -65,30 +83,51 @@ where
     }
 }
 
-/// Who makes a call to the method at `path`, if that is allowed. `None` is somebody without a token at a public method.
+/// Who makes a call to the method at `path` of the API, if that is allowed. `None` is somebody without a token at a
+/// public method.
 pub fn authorize(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Result<Option<Principal>> {
-    let Some(access) = access::of(path) else {
-        return Err(Error::new(ErrorKind::Unimplemented, "METHOD_NOT_FOUND", format!("method {path} does not exist")));
-    };
+    admit(access_of(path)?, tokens, path, headers)
+}
+
+/// The same at a node.
+fn authorize_service(tokens: &Tokens, path: &str, headers: &HeaderMap) -> Result<Option<Principal>> {
+    admit(access_of(path)?.at_node(), tokens, path, headers)
+}
+
+fn access_of(path: &str) -> Result<Access> {
+    access::of(path).ok_or_else(|| {
+        Error::new(ErrorKind::Unimplemented, "METHOD_NOT_FOUND", format!("method {path} does not exist"))
+    })
+}
+
+fn admit(access: Access, tokens: &Tokens, path: &str, headers: &HeaderMap) -> Result<Option<Principal>> {
     let token = bearer(headers)?;
     let principal = match token {
         Some(token) => tokens.verify(token).map(Some),
         None => Ok(None),
     };
     match (access, principal) {
-        // an expired token must not bar the way to a new one
-        (access::Access::Public, principal) => Ok(principal.unwrap_or_default()),
+        // an expired token must not bar the way to a new one, and one for a file speaks for nobody here
+        (Access::Public, principal) => Ok(principal.unwrap_or_default().filter(|principal| principal.grant.is_none())),
         (_, Err(error)) => Err(error),
         (_, Ok(None)) => {
             Err(Error::new(ErrorKind::Unauthenticated, reason::TOKEN_MISSING, "a bearer token is required"))
         }
-        (access, Ok(Some(principal))) if access.allows(principal.role) => Ok(Some(principal)),
-        (_, Ok(Some(_))) => Err(Error::new(
-            ErrorKind::PermissionDenied,
-            reason::ROLE_DENIED,
-            "the token's role may not call this method",
-        )),
+        (access, Ok(Some(principal))) => {
+            let granted = principal.grant.as_ref().is_none_or(|grant| access::granted(path, grant.access));
+            if !granted {
+                return Err(denied("the token is for one file, and not for this method"));
+            }
+            if !access.allows(principal.role) {
+                return Err(denied("the token's role may not call this method"));
+            }
+            Ok(Some(principal))
+        }
     }
+}
+
+fn denied(message: &str) -> Error {
+    Error::new(ErrorKind::PermissionDenied, reason::ROLE_DENIED, message)
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>> {
@@ -109,12 +148,25 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::principal::Role;
+    use crate::principal::{FileAccess, FileGrant, Role};
 
     const EXECUTE: &str = "/cloud_sandbox.v1.ExecService/Execute";
+    const ISSUE: &str = "/cloud_sandbox.v1.AuthService/IssueToken";
+
+    fn tokens() -> Tokens {
+        Tokens::hs256(&[7; 32])
+    }
 
     async fn call(path: &str, authorization: Option<String>) -> (Option<String>, Option<Principal>) {
-        let tokens = Tokens::hs256(&[7; 32]);
+        call_through(AuthLayer::new(tokens()), path, authorization).await
+    }
+
+    /// The status, if the layer gave one, and the principal that came through it.
+    async fn call_through(
+        layer: AuthLayer,
+        path: &str,
+        authorization: Option<String>,
+    ) -> (Option<String>, Option<Principal>) {
         let (send, receive) = std::sync::mpsc::channel();
         let inner = tower::service_fn(move |request: Request<()>| {
             send.send(request.extensions().get::<Principal>().cloned()).unwrap();
@@ -124,14 +176,20 @@ mod tests {
         if let Some(value) = authorization {
             request = request.header(AUTHORIZATION, value);
         }
-        let response = AuthLayer::new(tokens).layer(inner).oneshot(request.body(()).unwrap()).await.unwrap();
+        let response = layer.layer(inner).oneshot(request.body(()).unwrap()).await.unwrap();
         let code = response.headers().get("grpc-status").map(|code| code.to_str().unwrap().to_owned());
         (code, receive.try_recv().ok().flatten())
     }
 
     fn token(role: Role) -> String {
-        let who = Principal { tenant: "default".into(), user: "ada".into(), role };
-        format!("Bearer {}", Tokens::hs256(&[7; 32]).mint(&who, Duration::from_secs(60)).unwrap())
+        let who = Principal::new("default", "ada", role);
+        format!("Bearer {}", tokens().mint(&who, Duration::from_secs(60)).unwrap())
+    }
+
+    fn file_token(role: Role, access: FileAccess) -> String {
+        let grant = FileGrant { sandbox: "sb1".into(), path: "/a".into(), access };
+        let who = Principal::new("default", "ada", role);
+        format!("Bearer {}", tokens().mint_file_grant(&who, grant, Duration::from_secs(60)).unwrap())
     }
 
     #[tokio::test]
@@ -150,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn user_may_not_call_a_node_and_a_service_may_not_call_the_api() {
-        let node = "/cloud_sandbox.node.v1.NodeService/Execute";
+        let node = "/cloud_sandbox.node.v1.NodeService/GetSandbox";
         assert_eq!(call(node, Some(token(Role::Admin))).await.0.as_deref(), Some("7"));
         assert_eq!(call(EXECUTE, Some(token(Role::Service))).await.0.as_deref(), Some("7"));
         assert_eq!(call(node, Some(token(Role::Service))).await.0, None);
@@ -163,7 +221,48 @@ mod tests {
 
     #[tokio::test]
     async fn bad_token_does_not_bar_a_public_method() {
-        let issue = "/cloud_sandbox.v1.AuthService/IssueToken";
-        assert_eq!(call(issue, Some("Bearer expired".into())).await, (None, None));
+        assert_eq!(call(ISSUE, Some("Bearer expired".into())).await, (None, None));
+    }
+
+    #[tokio::test]
+    async fn node_takes_calls_of_services_alone() {
+        let at_node = |path: &'static str, token| call_through(AuthLayer::for_services(tokens()), path, token);
+        for path in [EXECUTE, "/cloud_sandbox.node.v1.NodeService/GetSandbox"] {
+            assert_eq!(at_node(path, None).await.0.as_deref(), Some("16"), "{path}");
+            for role in [Role::User, Role::Admin] {
+                assert_eq!(at_node(path, Some(token(role))).await.0.as_deref(), Some("7"), "{path}");
+            }
+            let (code, principal) = at_node(path, Some(token(Role::Service))).await;
+            assert_eq!((code, principal.unwrap().role), (None, Role::Service), "{path}");
+        }
+        let download = "/cloud_sandbox.v1.FileService/DownloadFile";
+        let granted = at_node(download, Some(file_token(Role::Admin, FileAccess::Read))).await;
+        assert_eq!(granted.0.as_deref(), Some("7"), "a signed URL is for the API");
+        assert_eq!(at_node("/grpc.health.v1.Health/Check", None).await.0, None);
+        assert_eq!(at_node("/cloud_sandbox.v1.ExecService/New", Some(token(Role::Service))).await.0.unwrap(), "12");
+    }
+
+    #[tokio::test]
+    async fn token_for_a_file_opens_its_methods_and_no_other() {
+        let files = |method: &str| format!("/cloud_sandbox.v1.FileService/{method}");
+        let cases = [
+            (FileAccess::Read, ["ReadFile", "DownloadFile"], ["WriteFile", "UploadFile"]),
+            (FileAccess::Write, ["WriteFile", "UploadFile"], ["ReadFile", "DownloadFile"]),
+        ];
+        for (access, opened, closed) in cases {
+            let token = || Some(file_token(Role::User, access));
+            for method in opened {
+                let (code, principal) = call(&files(method), token()).await;
+                assert_eq!((code, principal.unwrap().grant.unwrap().access), (None, access), "{method}");
+            }
+            let more = ["WriteFiles", "DeleteFile", "ListFiles", "DownloadArchive"];
+            for method in closed.into_iter().chain(more) {
+                assert_eq!(call(&files(method), token()).await.0.as_deref(), Some("7"), "{method}");
+            }
+            for path in [EXECUTE, "/cloud_sandbox.v1.AuthService/CreateFileUrl"] {
+                assert_eq!(call(path, token()).await.0.as_deref(), Some("7"), "{path}");
+            }
+            assert_eq!(call(ISSUE, token()).await, (None, None), "it is nobody's there");
+        }
     }
 }

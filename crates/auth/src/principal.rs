@@ -18,6 +18,27 @@ pub enum Role {
     Service,
 }
 
+/// What a grant is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileAccess {
+    /// to read the file
+    Read,
+    /// to write it
+    Write,
+}
+
+/// One file, and what may be done with it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FileGrant {
+    /// the sandbox's id
+    pub sandbox: String,
+    /// the file's absolute path, as it was given
+    pub path: String,
+    /// what it is good for
+    pub access: FileAccess,
+}
+
 /// Whoever makes a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Principal {
@@ -27,9 +48,17 @@ pub struct Principal {
     pub user: String,
     /// what it may do
     pub role: Role,
+    /// the one thing that it may do; whatever its role allows when `None`
+    pub grant: Option<FileGrant>,
 }
 
 impl Principal {
+    /// A principal that may do whatever its role allows.
+    #[must_use]
+    pub fn new(tenant: impl Into<String>, user: impl Into<String>, role: Role) -> Self {
+        Self { tenant: tenant.into(), user: user.into(), role, grant: None }
+    }
+
     /// Whether this principal may touch a thing of `user` in `tenant`. Where it may not, the thing is not found.
     #[must_use]
     pub fn may_use(&self, tenant: &str, user: &str) -> bool {
@@ -55,7 +84,7 @@ mod tests {
 
     #[test]
     fn user_reaches_its_own_admin_its_tenants_service_all() {
-        let principal = |role| Principal { tenant: "t".into(), user: "u".into(), role };
+        let principal = |role| Principal::new("t", "u", role);
         for (role, own, tenants, others) in
             [(Role::User, true, false, false), (Role::Admin, true, true, false), (Role::Service, true, true, true)]
         {

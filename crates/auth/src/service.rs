@@ -46,7 +46,7 @@ impl ServiceIdentity {
         {
             return Ok(value.clone());
         }
-        let who = Principal { tenant: DEFAULT_TENANT.into(), user: self.name.into(), role: Role::Service };
+        let who = Principal::new(DEFAULT_TENANT, self.name, Role::Service);
         let token = self.tokens.mint(&who, TTL)?;
         let value = HeaderValue::try_from(format!("Bearer {token}"))
             .map_err(|error| Error::internal("write a token into a header", error))?;
@@ -82,7 +82,7 @@ mod tests {
         let upstream = ServiceIdentity::new(tokens, "exec").attach(cloud_sandbox_rpc::in_process(node));
         for _ in 0..2 {
             let call =
-                Request::builder().uri("/cloud_sandbox.node.v1.NodeService/Execute").body(Body::empty()).unwrap();
+                Request::builder().uri("/cloud_sandbox.node.v1.NodeService/GetSandbox").body(Body::empty()).unwrap();
             upstream.clone().oneshot(call).await.unwrap();
         }
     }
