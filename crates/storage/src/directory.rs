@@ -2,6 +2,10 @@
 //!
 //! A node writes its sandboxes once they are usable and renews itself; an entry whose time has passed is not there, so
 //! that what a dead node left is gone by itself. The node stays the authority on what a sandbox is doing.
+//!
+//! An entry may end before its time: the sandbox is gone, and its node still has what its executions printed.
+//! Invariant: what has ended stays ended. A living entry that is written over it, late, changes nothing; it is removed,
+//! or its time passes.
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -35,13 +39,15 @@ pub struct SandboxEntry {
     pub template: String,
     /// whether its processes are frozen
     pub paused: bool,
+    /// has ended; what its executions printed can still be read on its node until `expires_at`
+    pub ended: bool,
     /// the limits in force
     pub limits: Limits,
     /// the owner's labels
     pub metadata: BTreeMap<String, String>,
     /// when it was acquired
     pub acquired_at: SystemTime,
-    /// when its lease ends; the entry lives until then
+    /// when its lease ends, or when its node drops what an ended one printed; the entry lives until then
     pub expires_at: SystemTime,
 }
 
@@ -68,7 +74,7 @@ pub struct NodeEntry {
     pub draining: bool,
 }
 
-/// Which sandboxes to list.
+/// Which living sandboxes to list.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SandboxFilter {
     /// of this tenant
@@ -84,10 +90,11 @@ pub struct SandboxFilter {
 }
 
 impl SandboxFilter {
-    /// Whether `entry` is one of those wanted.
+    /// Whether `entry` is one of those wanted; one that has ended never is.
     #[must_use]
     pub fn matches(&self, entry: &SandboxEntry) -> bool {
-        entry.tenant == self.tenant
+        !entry.ended
+            && entry.tenant == self.tenant
             && self.user.as_ref().is_none_or(|user| *user == entry.user)
             && self.template.as_ref().is_none_or(|template| *template == entry.template)
             && self.paused.is_none_or(|paused| paused == entry.paused)
@@ -107,16 +114,17 @@ pub enum Claim {
 /// Where sandboxes are.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// Writes a sandbox, new or again. The entry goes when its lease ends.
+    /// Writes a sandbox, new or again. The entry goes when its time has passed. Nothing is written where a living entry
+    /// would replace one that has ended.
     async fn put_sandbox(&self, entry: &SandboxEntry) -> Result<(), StorageError>;
 
     /// Removes a sandbox; one that is not there is removed already.
     async fn remove_sandbox(&self, id: SandboxId) -> Result<(), StorageError>;
 
-    /// A sandbox whose lease has not ended.
+    /// A sandbox whose time has not passed; it may have ended.
     async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxEntry>, StorageError>;
 
-    /// At most `limit` sandboxes that match, in order of their ids, those after `after` only.
+    /// At most `limit` living sandboxes that match, in order of their ids, those after `after` only.
     async fn sandboxes(
         &self,
         filter: &SandboxFilter,

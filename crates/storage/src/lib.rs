@@ -8,4 +8,5 @@ pub mod sessions;
 pub use directory::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
 pub use directory::{memory::MemoryDirectory, redis::RedisDirectory};
 pub use error::StorageError;
-pub use sessions::{SessionFilter, SessionRecord, SessionStore, sqlite::SqliteSessions};
+pub use sessions::{SessionFilter, SessionRecord, SessionStore};
+pub use sessions::{postgres::PostgresSessions, sqlite::SqliteSessions};

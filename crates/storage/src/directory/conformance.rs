@@ -18,6 +18,9 @@ macro_rules! directory_suite {
             list_pages_without_gap_or_repeat,
             list_filters_by_every_field,
             list_leaves_out_what_expired_and_what_was_removed,
+            ended_sandbox_is_read_until_its_time_but_not_listed,
+            ended_sandbox_stays_ended,
+            ended_sandbox_may_be_removed,
             nodes_are_listed_in_order_until_they_leave,
             node_that_stops_reporting_is_dead,
             claim_is_won_once_until_it_is_given_up,
@@ -48,6 +51,7 @@ pub(crate) fn entry(tenant: &str, user: &str, lease: Duration) -> SandboxEntry {
         node_address: "http://10.0.0.1:9093".into(),
         template: "host".into(),
         paused: false,
+        ended: false,
         limits: Limits::DEFAULT,
         metadata: BTreeMap::from([("team".into(), "a=b\"ü\n".into())]),
         acquired_at: now,
@@ -192,6 +196,52 @@ pub(crate) async fn list_leaves_out_what_expired_and_what_was_removed(directory:
     for _ in 0..2 {
         assert_eq!(listed(directory, &of("t")).await, [stays.id]);
     }
+}
+
+pub(crate) async fn ended_sandbox_is_read_until_its_time_but_not_listed(directory: &dyn Directory) {
+    let lives = entry("t", "u", MINUTE);
+    // one that was listed, and one that nobody saw alive
+    let (was_listed, new) = (entry("t", "u", MINUTE), SandboxEntry { ended: true, ..entry("t", "u", MINUTE) });
+    for entry in [&lives, &was_listed, &new] {
+        directory.put_sandbox(entry).await.unwrap();
+    }
+    let ended = SandboxEntry { ended: true, ..was_listed };
+    directory.put_sandbox(&ended).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(listed(directory, &of("t")).await, [lives.id]);
+    }
+    for entry in [ended, new] {
+        assert_eq!(directory.sandbox(entry.id).await.unwrap(), Some(entry.clone()));
+        let over = SandboxEntry { expires_at: SystemTime::now() + BLINK, ..entry };
+        directory.put_sandbox(&over).await.unwrap();
+        tokio::time::sleep(BLINK * 2).await;
+        assert_eq!(directory.sandbox(over.id).await.unwrap(), None);
+    }
+}
+
+pub(crate) async fn ended_sandbox_stays_ended(directory: &dyn Directory) {
+    let lived = entry("t", "u", MINUTE);
+    let ended = SandboxEntry { ended: true, ..lived.clone() };
+    directory.put_sandbox(&ended).await.unwrap();
+    // a late report of it, and one so late that the lease in it is over
+    let late = SandboxEntry { expires_at: SystemTime::now() - MINUTE, ..lived.clone() };
+    for stale in [lived, late] {
+        directory.put_sandbox(&stale).await.unwrap();
+        assert_eq!(directory.sandbox(ended.id).await.unwrap(), Some(ended.clone()));
+        for _ in 0..2 {
+            assert_eq!(listed(directory, &of("t")).await, []);
+        }
+    }
+    let longer = SandboxEntry { expires_at: SystemTime::now() + MINUTE * 2, ..ended };
+    directory.put_sandbox(&longer).await.unwrap();
+    assert_eq!(directory.sandbox(longer.id).await.unwrap(), Some(longer), "its node may keep it for longer");
+}
+
+pub(crate) async fn ended_sandbox_may_be_removed(directory: &dyn Directory) {
+    let ended = SandboxEntry { ended: true, ..entry("t", "u", MINUTE) };
+    directory.put_sandbox(&ended).await.unwrap();
+    directory.remove_sandbox(ended.id).await.unwrap();
+    assert_eq!(directory.sandbox(ended.id).await.unwrap(), None);
 }
 
 pub(crate) async fn nodes_are_listed_in_order_until_they_leave(directory: &dyn Directory) {

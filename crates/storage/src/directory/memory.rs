@@ -79,7 +79,10 @@ impl Directory for MemoryDirectory {
     async fn put_sandbox(&self, entry: &SandboxEntry) -> Result<(), StorageError> {
         let mut state = self.state();
         state.purge();
-        state.sandboxes.insert(entry.id, entry.clone());
+        let ended = state.sandboxes.get(&entry.id).is_some_and(|known| known.ended);
+        if entry.ended || !ended {
+            state.sandboxes.insert(entry.id, entry.clone());
+        }
         Ok(())
     }
 

@@ -2,13 +2,13 @@
 //! back within seconds, by their reports; acquired sandboxes are not found any more and end with their leases.
 //!
 //! ```text
-//! cloud-sandbox:sandbox:{id}        entry as JSON, until a little after its lease
-//! cloud-sandbox:sandboxes:{tenant}  sorted set of ids, all of score 0 and so in order of their letters
+//! cloud-sandbox:sandbox:{id}        entry as JSON, until a little after its time has passed
+//! cloud-sandbox:sandboxes:{tenant}  sorted set of living ones' ids, all of score 0 and so in order of their letters
 //! cloud-sandbox:node:{id}           entry as JSON, for as long as the node's report counts
 //! cloud-sandbox:nodes               sorted set of ids
 //! cloud-sandbox:claim:{key}         the value it was claimed with
 //! ```
-//! A sorted set may name what is gone; whoever lists it takes that out. Every command is about one key, so a cluster
+//! A sorted set may name what is gone or has ended; whoever lists it takes that out. Every command is about one key, so a cluster
 //! serves as well as one server.
 
 mod record;
@@ -42,6 +42,11 @@ const SET_KEPT_FOR: Duration = Duration::from_secs(25 * 3600);
 const NODES: &str = "cloud-sandbox:nodes";
 /// How many ids are looked up at once.
 const BATCH: usize = 256;
+/// Writes a living entry unless the one there has ended; what cannot be read is replaced.
+const PUT_LIVING: &str = "local known = redis.call('get', KEYS[1]) \
+    if known then local ok, entry = pcall(cjson.decode, known) \
+    if ok and type(entry) == 'table' and entry.ended then return 0 end end \
+    redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1";
 const UNCLAIM: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0";
 
 /// A [`Directory`] in Redis.
@@ -146,20 +151,28 @@ impl RedisDirectory {
 #[async_trait]
 impl Directory for RedisDirectory {
     async fn put_sandbox(&self, entry: &SandboxEntry) -> Result<(), StorageError> {
-        let Ok(lease) = entry.expires_at.duration_since(SystemTime::now()) else {
-            return self.remove_sandbox(entry.id).await;
-        };
-        let text = write(&SandboxRecord::from(entry))?;
-        let expiration = Expiration::PX(millis(lease + GRACE));
-        let set = tenant_key(&entry.tenant);
+        // one whose time has passed is written all the same, unseen: it must not remove one that has ended
+        let left = entry.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
+        let (key, id, set) = (sandbox_key(entry.id), entry.id.to_string(), tenant_key(&entry.tenant));
+        let (text, kept) = (write(&SandboxRecord::from(entry))?, millis(left + GRACE));
         let pipeline = self.client.pipeline();
-        let queue = async {
-            let () = pipeline.set(sandbox_key(entry.id), text, Some(expiration), None, false).await?;
-            let () = pipeline.zadd(&set, None, None, false, false, (0.0, entry.id.to_string())).await?;
-            let () = pipeline.pexpire(&set, millis(lease.max(SET_KEPT_FOR)), None).await?;
+        if entry.ended {
+            let queue = async {
+                let () = pipeline.set(key, text, Some(Expiration::PX(kept)), None, false).await?;
+                let () = pipeline.zrem(&set, id).await?;
+                pipeline.all::<Vec<fred::types::Value>>().await
+            };
+            queue.await.map_err(unavailable)?;
+            return Ok(());
+        }
+        let named = async {
+            let () = pipeline.zadd(&set, None, None, false, false, (0.0, id)).await?;
+            let () = pipeline.pexpire(&set, millis(left.max(SET_KEPT_FOR)), None).await?;
             pipeline.all::<Vec<fred::types::Value>>().await
         };
-        queue.await.map_err(unavailable)?;
+        // both at once: a pipeline takes no scripts
+        let written = self.client.eval::<i64, _, _, _>(PUT_LIVING, key, vec![text, kept.to_string()]);
+        tokio::try_join!(written, named).map_err(unavailable)?;
         Ok(())
     }
 
@@ -196,6 +209,10 @@ impl Directory for RedisDirectory {
                     continue;
                 };
                 let entry = read_or_skip::<SandboxRecord>(&text, "sandbox").and_then(|record| record.entry().ok());
+                if entry.as_ref().is_some_and(|entry| entry.ended) {
+                    gone.push(id.clone());
+                    continue;
+                }
                 found.extend(entry.filter(|entry| SystemTime::now() < entry.expires_at && filter.matches(entry)));
             }
             self.forget(&set, gone).await?;
