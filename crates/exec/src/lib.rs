@@ -1,12 +1,21 @@
-//! ExecService and FileService: authorise, find the node, relay.
+//! ExecService, ContextService and FileService at the edge of the control plane: authorise, find the node, relay.
+//!
+//! A node serves the same three services for its own sandboxes. Here each call is let through for those who may use the
+//! sandbox, and goes to the node that hosts it, message by message, unchanged. `about` says of each message what it
+//! is about; everything else is one function for each shape of call.
 //!
 //! Nothing is kept here and nothing is spawned: a call to a node lives in the call that it serves, so that whoever
 //! hangs up ends it too. What paths, sizes and environments are good is the node's to say.
 
+mod about;
+mod context;
 mod file;
+mod input;
 mod measure;
+mod output;
 mod relay;
 mod service;
 
+pub use context::ContextService;
 pub use file::FileService;
 pub use service::ExecService;

@@ -5,16 +5,17 @@ use std::time::Instant;
 use cloud_sandbox_model::Error;
 use metrics::{counter, histogram};
 
-/// One execution. It is counted when dropped; without an outcome by then, its caller hung up.
+/// A call that is measured when it begins an execution: how long it took and how it ended, which for one in the
+/// background is how its start did. It is counted when dropped; without an outcome by then, its caller hung up.
 pub(crate) struct Measure {
-    kind: &'static str,
+    kind: Option<&'static str>,
     outcome: &'static str,
     started: Instant,
 }
 
 impl Measure {
-    /// Begins an execution of a kind: `unary`, `stream` or `interactive`.
-    pub(crate) fn start(kind: &'static str) -> Self {
+    /// Begins a call that begins an execution of `kind`, or none.
+    pub(crate) fn start(kind: Option<&'static str>) -> Self {
         Self { kind, outcome: "CANCELLED", started: Instant::now() }
     }
 
@@ -29,7 +30,8 @@ impl Measure {
 
 impl Drop for Measure {
     fn drop(&mut self) {
-        counter!("cloud_sandbox_execute_total", "kind" => self.kind, "outcome" => self.outcome).increment(1);
-        histogram!("cloud_sandbox_execute_duration_seconds", "kind" => self.kind).record(self.started.elapsed());
+        let Some(kind) = self.kind else { return };
+        counter!("cloud_sandbox_execute_total", "kind" => kind, "outcome" => self.outcome).increment(1);
+        histogram!("cloud_sandbox_execute_duration_seconds", "kind" => kind).record(self.started.elapsed());
     }
 }

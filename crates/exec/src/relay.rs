@@ -1,127 +1,244 @@
-//! Streams from a node to the caller and back. Each piece is taken when the other side has room for it, and dropping
-//! the caller's stream drops the node's.
+//! A call from its caller to the sandbox's node, one function for each shape that calls have.
 
-use std::pin::Pin;
+use std::sync::Arc;
 
-use cloud_sandbox_model::Error;
-use cloud_sandbox_node_client::{Nodes, deadline_exceeded, missing};
-use cloud_sandbox_proto::{node, v1};
-use cloud_sandbox_rpc::{CallContext, to_status};
-use cloud_sandbox_storage::SandboxEntry;
-use futures::Stream;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout_at},
+use cloud_sandbox_auth::Principal;
+use cloud_sandbox_model::{Error, ErrorKind, Result, error::reason};
+use cloud_sandbox_node_client::{Answer, NodeApi, Nodes, failure, lost, within};
+use cloud_sandbox_rpc::{CallContext, Dial, to_status};
+use cloud_sandbox_storage::{Directory, SandboxEntry};
+use tokio::{sync::oneshot, time::Instant};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    about::{About, Repeat},
+    input::{Input, first, input},
+    measure::Measure,
+    output::{Events, Source},
 };
-use tonic::{Status, Streaming};
 
-use crate::measure::Measure;
-
-/// What a caller receives.
-pub(crate) type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// One message of a node's stream, unwrapped.
-pub(crate) trait FromNode<N>: Sized {
-    fn from_node(message: N) -> Option<Self>;
-}
-
-impl FromNode<node::v1::ExecuteStreamResponse> for v1::ExecuteStreamResponse {
-    fn from_node(message: node::v1::ExecuteStreamResponse) -> Option<Self> {
-        message.event.map(|event| Self { event: Some(event) })
-    }
-}
-
-impl FromNode<node::v1::ExecResponse> for v1::ExecResponse {
-    fn from_node(message: node::v1::ExecResponse) -> Option<Self> {
-        message.event.map(|event| Self { event: Some(event) })
-    }
-}
-
-/// Where a stream comes from, and until when it may.
-pub(crate) struct Source {
+/// Relays calls to the nodes of a directory.
+#[derive(Clone)]
+pub(crate) struct Relay {
     nodes: Nodes,
-    entry: SandboxEntry,
-    deadline: Option<Instant>,
-    /// dropped with this, which ends the [`input`] that goes the other way
-    _alive: Option<oneshot::Sender<()>>,
 }
 
-impl Source {
-    pub(crate) fn new(nodes: &Nodes, entry: SandboxEntry, context: &CallContext) -> Self {
-        let deadline = context.remaining().map(|left| Instant::now() + left);
-        Self { nodes: nodes.clone(), entry, deadline, _alive: None }
+impl Relay {
+    pub(crate) fn new(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Self {
+        Self { nodes: Nodes::new(directory, dial) }
     }
 
-    /// The same, with an input that ends when this does.
-    pub(crate) fn with_input(self, alive: oneshot::Sender<()>) -> Self {
-        Self { _alive: Some(alive), ..self }
-    }
-
-    /// The next message; `None` at the end.
-    async fn next<N, T: FromNode<N>>(&self, stream: &mut Streaming<N>) -> Result<Option<T>, Error> {
-        let message = match self.deadline {
-            // a time-out alone would never come to pass while the next message is always there
-            Some(at) if at <= Instant::now() => return Err(deadline_exceeded()),
-            Some(at) => timeout_at(at, stream.message()).await.map_err(|_| deadline_exceeded())?,
-            None => stream.message().await,
+    /// One message, one answer.
+    pub(crate) async fn unary<C: NodeApi, Q: About + Clone, R>(
+        &self,
+        request: Request<Q>,
+        call: impl Fn(C, Request<Q>) -> Answer<R>,
+    ) -> Result<Response<R>, Status> {
+        let mut measure = Measure::start(request.get_ref().begins());
+        let context = CallContext::of(&request);
+        let result = async {
+            let entry = self.locate(Principal::of(&request)?, request.get_ref()).await?;
+            self.ask(&context, &entry, request.into_inner(), call).await
         };
-        match message {
-            Ok(None) => Ok(None),
-            Ok(Some(message)) => missing(T::from_node(message), "event").map(Some),
-            Err(status) => Err(self.nodes.failed(&self.entry, &status).await),
+        let result = result.await;
+        measure.ended(&result);
+        result.map(Response::new).map_err(to_status)
+    }
+
+    /// One message, many answers.
+    pub(crate) async fn server_stream<C: NodeApi, Q: About + Clone, R: Send + 'static>(
+        &self,
+        request: Request<Q>,
+        call: impl Fn(C, Request<Q>) -> Answer<Streaming<R>>,
+    ) -> Result<Response<Events<R>>, Status> {
+        let measure = Measure::start(request.get_ref().begins());
+        let context = CallContext::of(&request);
+        let repeat = request.get_ref().repeat();
+        let opened = async {
+            let entry = self.locate(Principal::of(&request)?, request.get_ref()).await?;
+            let stream = self.ask(&context, &entry, request.into_inner(), call).await?;
+            Ok((self.source(entry, repeat, &context, None), stream))
+        };
+        answered(opened.await, measure)
+    }
+
+    /// Many messages, one answer.
+    pub(crate) async fn client_stream<C: NodeApi, Q: About, R>(
+        &self,
+        request: Request<Streaming<Q>>,
+        call: impl FnOnce(C, Request<Input<Q>>) -> Answer<R>,
+    ) -> Result<Response<R>, Status> {
+        self.gather(request, call).await.map(Response::new).map_err(to_status)
+    }
+
+    async fn gather<C: NodeApi, Q: About, R>(
+        &self,
+        request: Request<Streaming<Q>>,
+        call: impl FnOnce(C, Request<Input<Q>>) -> Answer<R>,
+    ) -> Result<R> {
+        let context = CallContext::of(&request);
+        let principal = Principal::of(&request)?.clone();
+        let mut rest = request.into_inner();
+        let first = first(&context, &mut rest).await?;
+        let entry = self.locate(&principal, &first).await?;
+        let repeat = first.repeat();
+        let client = self.nodes.client(&entry.node_address)?;
+        // dropped when this ends, in whatever way
+        let (_alive, ended) = oneshot::channel();
+        let (broke, broken) = oneshot::channel();
+        let outbound = context.outbound(input(first, rest, Some(broke), ended));
+        let answer = tokio::select! {
+            answer = within(&context, call(client, outbound)) => answer?,
+            Ok(error) = broken => return Err(error),
+        };
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(self.failed(&entry, repeat, &status).await),
         }
     }
-}
 
-/// The node's events, as the caller receives them.
-pub(crate) fn events<N, T>(source: Source, mut stream: Streaming<N>, mut measure: Measure) -> Events<T>
-where
-    N: Send + 'static,
-    T: FromNode<N> + Send + 'static,
-{
-    Box::pin(async_stream::stream! {
+    /// Many messages, many answers.
+    pub(crate) async fn both_streams<C: NodeApi, Q: About, R: Send + 'static>(
+        &self,
+        request: Request<Streaming<Q>>,
+        call: impl FnOnce(C, Request<Input<Q>>) -> Answer<Streaming<R>>,
+    ) -> Result<Response<Events<R>>, Status> {
+        let context = CallContext::of(&request);
+        let principal = Principal::of(&request).map_err(to_status)?.clone();
+        let mut rest = request.into_inner();
+        let first = first(&context, &mut rest).await.map_err(to_status)?;
+        let measure = Measure::start(first.begins());
+        let opened = async {
+            let entry = self.locate(&principal, &first).await?;
+            let repeat = first.repeat();
+            let client = self.nodes.client(&entry.node_address)?;
+            let (alive, ended) = oneshot::channel();
+            let outbound = context.outbound(input(first, rest, None, ended));
+            match within(&context, call(client, outbound)).await? {
+                Ok(answer) => Ok((self.source(entry, repeat, &context, Some(alive)), answer.into_inner())),
+                Err(status) => Err(self.failed(&entry, repeat, &status).await),
+            }
+        };
+        answered(opened.await, measure)
+    }
+
+    /// Where the sandbox is that `message` is about, if `principal` may say that.
+    async fn locate(&self, principal: &Principal, message: &impl About) -> Result<SandboxEntry> {
+        let id = message.sandbox_id()?;
+        if principal.grant.as_ref().is_some_and(|grant| !message.is_granted(grant)) {
+            let message = "the token is for another file, or for something else to be done with it";
+            return Err(Error::new(ErrorKind::PermissionDenied, reason::ROLE_DENIED, message));
+        }
+        self.nodes.locate(principal, id).await
+    }
+
+    /// Asks the node, and once more where that is safe and the connection broke.
+    async fn ask<C: NodeApi, Q: About + Clone, R>(
+        &self,
+        context: &CallContext,
+        entry: &SandboxEntry,
+        mut message: Q,
+        call: impl Fn(C, Request<Q>) -> Answer<R>,
+    ) -> Result<R> {
+        let repeat = message.repeat();
+        let mut again = (repeat == Repeat::Safe).then(|| message.clone());
         loop {
-            let next = source.next::<N, T>(&mut stream).await;
-            match next {
-                Ok(Some(message)) => yield Ok(message),
-                Ok(None) => {
-                    measure.ended(&Ok(()));
-                    return;
-                }
-                Err(error) => {
-                    // whoever reads the error may keep what is left of this stream; the node's call ends now
-                    drop((stream, source));
-                    let failed = Err::<(), _>(error);
-                    measure.ended(&failed);
-                    if let Err(error) = failed {
-                        yield Err(to_status(error));
-                    }
-                    return;
-                }
+            let client = self.nodes.client(&entry.node_address)?;
+            let status = match within(context, call(client, context.outbound(message))).await? {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            match again.take() {
+                Some(repeated) if lost(&status) => message = repeated,
+                _ => return Err(self.failed(entry, repeat, &status).await),
             }
         }
-    })
-}
+    }
 
-/// The caller's messages, as the node receives them, beginning with `first`, until `ended`.
-///
-/// The end of the caller's stream, clean or not, is passed on as an end: it does not close the process's standard
-/// input, `close_stdin` does. When the events end or are dropped, this must end too: HTTP/2 resets a call only when
-/// both its directions are let go, and the node would not learn that nobody listens.
-pub(crate) fn input(
-    first: v1::ExecRequest,
-    mut rest: Streaming<v1::ExecRequest>,
-    mut ended: oneshot::Receiver<()>,
-) -> impl Stream<Item = node::v1::ExecRequest> + Send + 'static {
-    async_stream::stream! {
-        yield node::v1::ExecRequest { request: Some(first) };
-        loop {
-            let message = tokio::select! {
-                message = rest.message() => message,
-                _ = &mut ended => return,
-            };
-            let Ok(Some(message)) = message else { return };
-            yield node::v1::ExecRequest { request: Some(message) };
+    /// What the failure of a call means to its caller.
+    pub(crate) async fn failed(&self, entry: &SandboxEntry, repeat: Repeat, status: &Status) -> Error {
+        match repeat {
+            Repeat::Unknown(what) if lost(status) => {
+                let message = format!("the node did not answer; {what}");
+                Error::new(ErrorKind::DataLoss, reason::OUTCOME_UNKNOWN, message).with_cause(failure(status))
+            }
+            _ => self.nodes.failed(entry, status).await,
         }
     }
+
+    fn source(
+        &self,
+        entry: SandboxEntry,
+        repeat: Repeat,
+        context: &CallContext,
+        alive: Option<oneshot::Sender<()>>,
+    ) -> Source {
+        let deadline = context.remaining().map(|left| Instant::now() + left);
+        Source { relay: self.clone(), entry, deadline, repeat, _alive: alive }
+    }
 }
+
+/// A stream as the answer, measured to its end.
+fn answered<R: Send + 'static>(
+    opened: Result<(Source, Streaming<R>)>,
+    mut measure: Measure,
+) -> Result<Response<Events<R>>, Status> {
+    if opened.is_err() {
+        measure.ended(&opened);
+    }
+    let (source, stream) = opened.map_err(to_status)?;
+    Ok(Response::new(source.messages(stream, measure)))
+}
+
+/// A service whose every method is relayed to the same method of the same service at a node. The service has a field
+/// `relay`.
+macro_rules! relayed {
+    (
+        $trait:path, $service:ident, $client:ident;
+        unary { $($unary:ident($uq:ident) -> $ur:ident;)* }
+        server_stream { $($server:ident($sq:ident) -> $sr:ident as $stream:ident;)* }
+        client_stream { $($gather:ident($gq:ident) -> $gr:ident;)* }
+        both_streams { $($both:ident($bq:ident) -> $br:ident as $events:ident;)* }
+    ) => {
+        #[tonic::async_trait]
+        impl $trait for $service {
+            $(
+                async fn $unary(&self, request: Request<$uq>) -> Result<Response<$ur>, Status> {
+                    let call = |mut node: $client, request| -> Answer<_> {
+                        Box::pin(async move { node.$unary(request).await })
+                    };
+                    self.relay.unary(request, call).await
+                }
+            )*
+            $(
+                type $stream = Events<$sr>;
+
+                async fn $server(&self, request: Request<$sq>) -> Result<Response<Self::$stream>, Status> {
+                    let call = |mut node: $client, request| -> Answer<_> {
+                        Box::pin(async move { node.$server(request).await })
+                    };
+                    self.relay.server_stream(request, call).await
+                }
+            )*
+            $(
+                async fn $gather(&self, request: Request<Streaming<$gq>>) -> Result<Response<$gr>, Status> {
+                    let call = |mut node: $client, request| -> Answer<_> {
+                        Box::pin(async move { node.$gather(request).await })
+                    };
+                    self.relay.client_stream(request, call).await
+                }
+            )*
+            $(
+                type $events = Events<$br>;
+
+                async fn $both(&self, request: Request<Streaming<$bq>>) -> Result<Response<Self::$events>, Status> {
+                    let call = |mut node: $client, request| -> Answer<_> {
+                        Box::pin(async move { node.$both(request).await })
+                    };
+                    self.relay.both_streams(request, call).await
+                }
+            )*
+        }
+    };
+}
+pub(crate) use relayed;

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, future::Future, time::Duration};
 
 use cloud_sandbox_model::{Error, ErrorKind, error::reason};
 use cloud_sandbox_rpc::{CallContext, from_status, status::DOMAIN, upstream::BoxError};
-use tonic::{Code, Status, TimeoutExpired};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -20,15 +20,47 @@ pub fn unreachable(cause: impl Into<BoxError>) -> Error {
 /// The error that a node's status stands for: what the node said, or that it said nothing.
 #[must_use]
 pub fn failure(status: &Status) -> Error {
-    if status.get_details_error_info().is_some_and(|info| info.domain == DOMAIN) {
-        return said(status);
+    match Silence::of(status) {
+        None => said(status),
+        Some(Silence::Expired) => deadline_exceeded(),
+        Some(Silence::Broken | Silence::Refused) => unreachable(chain(status)),
     }
-    // the transport keeps the deadline too, and may be the first to notice
-    if status.source().is_some_and(expired) {
-        return deadline_exceeded();
+}
+
+/// Whether the node may have done what it was asked to, and only its answer got lost: the connection was there and
+/// broke. A deadline that passed is none of this; it ends what it paid for.
+#[must_use]
+pub fn lost(status: &Status) -> bool {
+    Silence::of(status) == Some(Silence::Broken)
+}
+
+/// Why a node said nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// the call's deadline passed
+    Expired,
+    /// there was no connection, so that the node heard nothing either
+    Refused,
+    /// the connection broke, before or after the node heard
+    Broken,
+}
+
+impl Silence {
+    /// `None` when the node, or what serves there, did say something.
+    fn of(status: &Status) -> Option<Self> {
+        if status.get_details_error_info().is_some_and(|info| info.domain == DOMAIN) {
+            return None;
+        }
+        // the transport keeps the deadline too, and may be the first to notice
+        if caused_by::<TimeoutExpired>(status) {
+            return Some(Self::Expired);
+        }
+        if caused_by::<ConnectError>(status) {
+            return Some(Self::Refused);
+        }
+        let broken = status.source().is_some() || matches!(status.code(), Code::Unknown | Code::Unavailable);
+        broken.then_some(Self::Broken)
     }
-    let broken = status.source().is_some() || matches!(status.code(), Code::Unknown | Code::Unavailable);
-    if broken { unreachable(chain(status)) } else { said(status) }
 }
 
 fn said(status: &Status) -> Error {
@@ -39,8 +71,16 @@ fn said(status: &Status) -> Error {
     }
 }
 
-fn expired(cause: &(dyn StdError + 'static)) -> bool {
-    cause.is::<TimeoutExpired>() || cause.source().is_some_and(expired)
+/// Whether there is an `E` among the causes.
+fn caused_by<E: StdError + 'static>(status: &Status) -> bool {
+    let mut next = status.source();
+    while let Some(cause) = next {
+        if cause.is::<E>() {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// The part of a node's answer that the contract promises.
@@ -72,7 +112,7 @@ pub async fn within<T>(
 /// The error of a call whose deadline passed.
 #[must_use]
 pub fn deadline_exceeded() -> Error {
-    Error::new(ErrorKind::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call's deadline passed")
+    Error::new(ErrorKind::DeadlineExceeded, reason::DEADLINE_EXCEEDED, "the call's deadline passed")
 }
 
 #[cfg(test)]
@@ -95,6 +135,18 @@ mod tests {
             let error = failure(&status);
             assert_eq!((error.kind(), error.reason()), (ErrorKind::Unavailable, reason::NODE_UNREACHABLE));
             assert!(error.source().is_some());
+            assert!(lost(&status), "it may have been heard: {status:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_lost_where_there_was_no_connection_or_the_node_answered() {
+        let refused = Status::from_error(Box::new(ConnectError("connection refused".into())));
+        assert_eq!(failure(&refused).reason(), reason::NODE_UNREACHABLE);
+        let draining = cloud_sandbox_rpc::to_status(Error::new(ErrorKind::Unavailable, reason::DRAINING, "bye"));
+        let expired = Status::from_error(Box::new(TimeoutExpired(())));
+        for status in [refused, draining, expired, Status::not_found("no such thing")] {
+            assert!(!lost(&status), "{status:?}");
         }
     }
 

@@ -3,7 +3,11 @@
 //! Invariant: nobody is told of a sandbox that is not its own; it is not found, as one that never was. The directory
 //! says where a sandbox is and whose; whether it still exists is the node's to say, at every call, so that a copy of
 //! an entry may be a little old.
+//!
+//! A sandbox that has ended stays in the directory while its node can tell what it printed. To the calls about its life
+//! ([`Nodes::call`]) it is gone; a release of it goes to the node all the same, which then drops what it kept.
 
+mod client;
 mod copies;
 mod failure;
 
@@ -11,16 +15,14 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use cloud_sandbox_auth::Principal;
 use cloud_sandbox_model::{Error, ErrorKind, Result, SandboxId, error::reason};
-use cloud_sandbox_proto::node::v1::node_service_client::NodeServiceClient;
-use cloud_sandbox_rpc::{CallContext, Dial, Upstream, upstream::MESSAGE_MAX};
+use cloud_sandbox_proto::node::v1::ReleaseSandboxRequest;
+use cloud_sandbox_rpc::{CallContext, Dial};
 use cloud_sandbox_storage::{Directory, SandboxEntry};
 use tonic::{Response, Status};
 
+pub use client::{ContextClient, ExecClient, FileClient, NodeApi, NodeClient};
 use copies::Copies;
-pub use failure::{deadline_exceeded, failure, missing, unreachable, within};
-
-/// A client of one node.
-pub type NodeClient = NodeServiceClient<Upstream>;
+pub use failure::{deadline_exceeded, failure, lost, missing, unreachable, within};
 
 /// What a node will answer; boxed, so that the way to a node is compiled once and not for every method.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
@@ -46,7 +48,8 @@ impl Nodes {
         &*self.directory
     }
 
-    /// The sandbox that `principal` calls `sandbox_id`. NOT_FOUND when there is none or it is somebody else's.
+    /// The sandbox that `principal` calls `sandbox_id`; it may have ended. NOT_FOUND when there is none or it is somebody
+    /// else's.
     pub async fn locate(&self, principal: &Principal, sandbox_id: &str) -> Result<SandboxEntry> {
         if sandbox_id.is_empty() {
             return Err(Error::invalid("sandbox_id", "must be given"));
@@ -69,7 +72,7 @@ impl Nodes {
         Ok(entry)
     }
 
-    /// Makes a call about `sandbox_id` to its node, if `principal` may, within the caller's deadline.
+    /// Makes a call about the life of `sandbox_id` to its node, if `principal` may, within the caller's deadline.
     pub async fn call<T>(
         &self,
         principal: &Principal,
@@ -77,38 +80,65 @@ impl Nodes {
         sandbox_id: &str,
         call: impl FnOnce(NodeClient) -> Answer<T>,
     ) -> Result<T> {
-        self.open(principal, context, sandbox_id, call).await.map(|(_, answer)| answer)
+        let entry = self.locate(principal, sandbox_id).await?;
+        if entry.ended {
+            let message = format!("sandbox {sandbox_id} is gone");
+            return Err(Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, message));
+        }
+        self.ask(context, &entry, call).await
     }
 
-    /// The same for a call that goes on after its answer began: also gives the entry that [`Self::failed`] wants.
-    pub async fn open<T>(
-        &self,
-        principal: &Principal,
-        context: &CallContext,
-        sandbox_id: &str,
-        call: impl FnOnce(NodeClient) -> Answer<T>,
-    ) -> Result<(SandboxEntry, T)> {
+    /// Releases `sandbox_id`, if `principal` may. One that has ended is released too, which drops what it printed; one
+    /// that its node does not know is NOT_FOUND, and forgotten.
+    pub async fn release(&self, principal: &Principal, context: &CallContext, sandbox_id: &str) -> Result<()> {
         let entry = self.locate(principal, sandbox_id).await?;
+        self.release_entry(context, &entry).await
+    }
+
+    /// The same for whoever has the entry already.
+    pub async fn release_entry(&self, context: &CallContext, entry: &SandboxEntry) -> Result<()> {
+        let outbound = context.outbound(ReleaseSandboxRequest { sandbox_id: entry.id.to_string() });
+        let call =
+            |mut node: NodeClient| -> Answer<_> { Box::pin(async move { node.release_sandbox(outbound).await }) };
+        let released = self.ask(context, entry, call).await.map(drop);
+        let over = released.as_ref().map_or_else(gone, |()| true);
+        if over {
+            // the node has removed it already, unless the directory was away just then
+            self.forget(entry.id).await;
+        }
+        released
+    }
+
+    async fn ask<T>(
+        &self,
+        context: &CallContext,
+        entry: &SandboxEntry,
+        call: impl FnOnce(NodeClient) -> Answer<T>,
+    ) -> Result<T> {
         let client = self.client(&entry.node_address)?;
         match within(context, call(client)).await? {
-            Ok(response) => Ok((entry, response.into_inner())),
-            Err(status) => Err(self.failed(&entry, &status).await),
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(self.failed(entry, &status).await),
         }
     }
 
-    /// A client of the node at `address`.
-    pub fn client(&self, address: &str) -> Result<NodeClient> {
-        let upstream = self.dial.dial(address).map_err(unreachable)?;
-        Ok(NodeClient::new(upstream).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
+    /// A client of one of the services of the node at `address`.
+    pub fn client<C: NodeApi>(&self, address: &str) -> Result<C> {
+        self.dial.dial(address).map(C::over).map_err(unreachable)
     }
 
     /// What a node's answer about a sandbox means to the caller. A sandbox that its node does not know is forgotten.
+    ///
+    /// One that its node calls gone is kept: the node knows it, and may still tell what it printed.
     pub async fn failed(&self, entry: &SandboxEntry, status: &Status) -> Error {
         let error = failure(status);
-        // a file that is not found says nothing about the sandbox
-        let gone = matches!(error.reason(), reason::SANDBOX_NOT_FOUND | reason::SANDBOX_GONE);
-        if error.kind() == ErrorKind::NotFound && gone {
-            self.forget(entry.id).await;
+        if gone(&error) {
+            if error.reason() == reason::SANDBOX_NOT_FOUND {
+                self.forget(entry.id).await;
+            } else {
+                // the copy may be of a time when it lived
+                self.copies.remove(entry.id);
+            }
         }
         error
     }
@@ -121,6 +151,11 @@ impl Nodes {
             tracing::warn!(sandbox_id = %id, error, "failed to remove a sandbox that is gone from the directory");
         }
     }
+}
+
+/// Whether the sandbox itself is not there; a file that is not found says nothing about that.
+fn gone(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound && matches!(error.reason(), reason::SANDBOX_NOT_FOUND | reason::SANDBOX_GONE)
 }
 
 #[cfg(test)]
@@ -141,7 +176,7 @@ mod tests {
 
     async fn get(nodes: &Nodes, entry: &SandboxEntry) -> Result<()> {
         let request = v1::GetSandboxRequest { sandbox_id: entry.id.to_string() };
-        match nodes.client(&entry.node_address)?.get_sandbox(request).await {
+        match nodes.client::<NodeClient>(&entry.node_address)?.get_sandbox(request).await {
             Ok(_) => Ok(()),
             Err(status) => Err(nodes.failed(entry, &status).await),
         }
@@ -184,6 +219,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn ended_sandbox_is_found_and_stays_known_though_an_old_copy_says_that_it_lives() {
+        let (nodes, node) = simulated().await;
+        let ada = principal("ada", Role::User);
+        let id = node.host("ada").await;
+        let lived = nodes.locate(&ada, &id.to_string()).await.unwrap();
+        node.end(id).await;
+        assert_eq!(get(&nodes, &lived).await.unwrap_err().reason(), reason::SANDBOX_GONE);
+        assert!(nodes.locate(&ada, &id.to_string()).await.unwrap().ended, "the old copy is gone");
+    }
+
+    #[tokio::test]
+    async fn ended_sandbox_is_gone_to_calls_about_its_life_and_released_once() {
+        let (nodes, node) = simulated().await;
+        let (ada, context) = (principal("ada", Role::User), CallContext::default());
+        let id = node.host("ada").await;
+        node.end(id).await;
+        let call = |mut node: NodeClient| -> Answer<_> {
+            Box::pin(async move { node.get_sandbox(v1::GetSandboxRequest::default()).await })
+        };
+        let gone = nodes.call(&ada, &context, &id.to_string(), call).await.unwrap_err();
+        assert_eq!((gone.kind(), gone.reason()), (ErrorKind::NotFound, reason::SANDBOX_GONE));
+        assert_eq!(node.calls(), [""; 0]);
+
+        node.fail("ReleaseSandbox", Fault::LoseOneReply);
+        let lost = nodes.release(&ada, &context, &id.to_string()).await.unwrap_err();
+        assert_eq!(lost.kind(), ErrorKind::Unavailable);
+        let again = nodes.release(&ada, &context, &id.to_string()).await.unwrap_err();
+        assert_eq!(again.reason(), reason::SANDBOX_NOT_FOUND, "the first was heard");
+        assert_eq!(nodes.directory().sandbox(id).await.unwrap(), None);
+    }
+
+    #[tokio::test]
     async fn node_that_cannot_be_reached_is_unavailable_and_its_sandbox_stays() {
         let (nodes, node) = simulated().await;
         let id = node.host("ada").await;
@@ -204,7 +271,7 @@ mod tests {
         let directory: Arc<dyn Directory> = Arc::new(MemoryDirectory::new());
         let nodes = Nodes::new(directory, Arc::new(cloud_sandbox_rpc::RemoteDial::new(|upstream| upstream)));
         // port 9 (discard) of the loopback: nothing listens there
-        let mut client = nodes.client("http://127.0.0.1:9").unwrap();
+        let mut client = nodes.client::<NodeClient>("http://127.0.0.1:9").unwrap();
         let request = v1::GetSandboxRequest { sandbox_id: node.id().to_string() };
         let error = failure(&client.get_sandbox(request).await.unwrap_err());
         assert_eq!((error.kind(), error.reason()), (ErrorKind::Unavailable, reason::NODE_UNREACHABLE));

@@ -15,7 +15,7 @@ use cloud_sandbox_model::{
     error::reason,
     input::{TEMPLATE_DEFAULT, Violations},
 };
-use cloud_sandbox_node_client::{Nodes, failure, missing, within};
+use cloud_sandbox_node_client::{NodeClient, Nodes, failure, missing, within};
 use cloud_sandbox_proto::{node, v1};
 use cloud_sandbox_rpc::CallContext;
 use cloud_sandbox_storage::{Claim, NodeEntry};
@@ -127,7 +127,7 @@ impl<'a> Acquire<'a> {
     async fn ask_once(&self, node: &NodeEntry) -> Result<v1::Sandbox> {
         let owner = node::v1::Owner { tenant: self.principal.tenant.clone(), user_id: self.principal.user.clone() };
         let request = node::v1::AcquireSandboxRequest { owner: Some(owner), request: Some(self.request.clone()) };
-        let mut client = self.nodes.client(&node.address)?;
+        let mut client: NodeClient = self.nodes.client(&node.address)?;
         let answer = within(self.context, client.acquire_sandbox(self.context.outbound(request))).await?;
         missing(answer.map_err(|status| failure(&status))?.into_inner().sandbox, "sandbox")
     }

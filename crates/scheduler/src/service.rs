@@ -51,13 +51,7 @@ impl SchedulerService {
         let context = CallContext::of(&request);
         let principal = Principal::of(&request)?.clone();
         let sandbox_id = request.into_inner().sandbox_id;
-        let outbound = context.outbound(node::v1::ReleaseSandboxRequest { sandbox_id: sandbox_id.clone() });
-        let call = self.nodes.open(&principal, &context, &sandbox_id, |mut node| {
-            Box::pin(async move { node.release_sandbox(outbound).await })
-        });
-        let (entry, _) = call.await?;
-        // the node has removed it already, unless the directory was away just then
-        self.nodes.forget(entry.id).await;
+        self.nodes.release(&principal, &context, &sandbox_id).await?;
         Ok(ReleaseSandboxResponse { sandbox_id, released: true })
     }
 

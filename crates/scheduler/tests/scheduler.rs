@@ -245,6 +245,33 @@ async fn own_sandbox_is_shown_kept_and_released_once() {
 }
 
 #[tokio::test]
+async fn ended_sandbox_is_gone_and_can_be_released_once() {
+    let world = World::new();
+    let [node] = world.nodes().await;
+    let id = node.host("ada").await;
+    node.end(id).await;
+    let (sandbox_id, list) = (id.to_string(), ListSandboxesRequest::default());
+    let get = GetSandboxRequest { sandbox_id: sandbox_id.clone() };
+    let keep = KeepAliveSandboxRequest { sandbox_id: sandbox_id.clone(), timeout_seconds: 9 };
+    for gone in [
+        error(world.service.get_sandbox(by("ada", get)).await),
+        error(world.service.keep_alive_sandbox(by("ada", keep)).await),
+    ] {
+        assert_eq!((gone.kind(), gone.reason()), (ErrorKind::NotFound, reason::SANDBOX_GONE));
+    }
+    assert_eq!(world.service.list_sandboxes(by("ada", list)).await.unwrap().into_inner().sandboxes, []);
+    assert_eq!(node.calls(), [""; 0]);
+    assert!(world.directory.sandbox(id).await.unwrap().is_some(), "what it printed can be read on");
+
+    let release = ReleaseSandboxRequest { sandbox_id: sandbox_id.clone() };
+    assert!(world.service.release_sandbox(by("ada", release)).await.unwrap().into_inner().released);
+    assert_eq!(node.calls(), ["ReleaseSandbox"]);
+    for gone in every_call(&world, "ada", &sandbox_id).await {
+        assert_eq!(gone.reason(), reason::SANDBOX_NOT_FOUND);
+    }
+}
+
+#[tokio::test]
 async fn somebody_elses_and_unknown_sandboxes_are_not_found() {
     let world = World::new();
     let [node] = world.nodes().await;

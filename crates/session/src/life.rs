@@ -164,16 +164,9 @@ impl Sessions {
     /// Releases the session's sandbox; one that is gone is released.
     pub(crate) async fn release(&self, who: &Principal, context: &CallContext, record: &SessionRecord) -> Result<()> {
         let Some(sandbox) = record.sandbox else { return Ok(()) };
-        let outbound = context.outbound(node::v1::ReleaseSandboxRequest { sandbox_id: sandbox.to_string() });
-        let call =
-            |mut node: NodeClient| -> Answer<_> { Box::pin(async move { node.release_sandbox(outbound).await }) };
-        match self.nodes.call(who, context, &sandbox.to_string(), call).await {
-            Ok(_) => {
-                self.nodes.forget(sandbox).await;
-                Ok(())
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+        match self.nodes.release(who, context, &sandbox.to_string()).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use cloud_sandbox_model::{ErrorKind, Result, SessionState, error::chain};
-use cloud_sandbox_node_client::{NodeClient, Nodes, failure, missing};
+use cloud_sandbox_node_client::{NodeClient, Nodes, missing};
 use cloud_sandbox_proto::{node::v1, v1::SandboxState};
-use cloud_sandbox_rpc::Dial;
+use cloud_sandbox_rpc::{CallContext, Dial};
 use cloud_sandbox_storage::{Directory, SandboxEntry, SessionFilter, SessionRecord, SessionStore};
 
 use crate::life::{SANDBOX_ENDED, Sessions};
@@ -86,32 +86,31 @@ impl SessionReconciler {
         let host = self.host(&record).await?;
         match (record.state, host) {
             (SessionState::Deleting, host) => {
-                if let Some((entry, node)) = host {
-                    self.release(&entry, node).await?;
+                if let Some(entry) = host {
+                    self.release(&entry).await?;
                 }
                 self.sessions.store.delete(record.id, record.version).await?;
             }
             (SessionState::Creating, _) => {
                 self.sessions.fail(record, "its creation was interrupted").await?;
             }
-            (_, None) => {
+            (_, Some(entry)) if !entry.ended => self.follow(record, &entry).await?,
+            (_, _) => {
                 self.sessions.fail(record, SANDBOX_ENDED).await?;
             }
-            (_, Some((entry, node))) => self.follow(record, &entry, node).await?,
         }
         Ok(())
     }
 
-    /// Where the session's sandbox is, and who hosts it; `None` when it is gone.
-    async fn host(&self, record: &SessionRecord) -> Result<Option<(SandboxEntry, NodeClient)>> {
+    /// Where the session's sandbox is, or was; `None` when nobody knows it any more.
+    async fn host(&self, record: &SessionRecord) -> Result<Option<SandboxEntry>> {
         let Some(id) = record.sandbox else { return Ok(None) };
-        let Some(entry) = self.sessions.nodes.directory().sandbox(id).await? else { return Ok(None) };
-        let node = self.sessions.nodes.client(&entry.node_address)?;
-        Ok(Some((entry, node)))
+        Ok(self.sessions.nodes.directory().sandbox(id).await?)
     }
 
     /// Brings a session that was pausing or resuming to what its node says of the sandbox.
-    async fn follow(&self, record: SessionRecord, entry: &SandboxEntry, mut node: NodeClient) -> Result<()> {
+    async fn follow(&self, record: SessionRecord, entry: &SandboxEntry) -> Result<()> {
+        let mut node: NodeClient = self.sessions.nodes.client(&entry.node_address)?;
         let mut request = tonic::Request::new(v1::GetSandboxRequest { sandbox_id: entry.id.to_string() });
         request.set_timeout(ANSWER_WITHIN);
         let call = tokio::time::timeout(ANSWER_WITHIN, node.get_sandbox(request)).await;
@@ -133,17 +132,13 @@ impl SessionReconciler {
         Ok(())
     }
 
-    async fn release(&self, entry: &SandboxEntry, mut node: NodeClient) -> Result<()> {
-        let mut request = tonic::Request::new(v1::ReleaseSandboxRequest { sandbox_id: entry.id.to_string() });
-        request.set_timeout(ANSWER_WITHIN);
-        let call = tokio::time::timeout(ANSWER_WITHIN, node.release_sandbox(request)).await;
-        if let Err(status) = call.map_err(cloud_sandbox_node_client::unreachable)? {
-            let error = failure(&status);
-            if error.kind() != ErrorKind::NotFound {
-                return Err(error);
-            }
+    /// Releases the sandbox; one that is gone is released.
+    async fn release(&self, entry: &SandboxEntry) -> Result<()> {
+        let mut timed = tonic::Request::new(());
+        timed.set_timeout(ANSWER_WITHIN);
+        match self.sessions.nodes.release_entry(&CallContext::of(&timed), entry).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
-        self.sessions.nodes.forget(entry.id).await;
-        Ok(())
     }
 }

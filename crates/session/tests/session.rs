@@ -251,6 +251,31 @@ async fn session_whose_sandbox_ended_is_failed_and_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn session_whose_sandbox_ended_fails_though_the_directory_still_knows_it() {
+    let world = World::new().await;
+    let [seen, paused, resuming, deleting] = {
+        let mut made = Vec::new();
+        for _ in 0..4 {
+            let session = world.create("ada", anything()).await.unwrap();
+            world.node.end(sandbox(&session)).await;
+            made.push(session);
+        }
+        made.try_into().unwrap()
+    };
+    assert_eq!(world.get(&seen.session_id).await.unwrap().state(), SessionState::Failed);
+    assert_eq!(world.pause(&paused.session_id).await.unwrap_err().reason(), reason::SESSION_STATE);
+    world.leave(&resuming.session_id, State::Resuming).await;
+    world.leave(&deleting.session_id, State::Deleting).await;
+    world.reconciler.reconcile().await;
+    for session in [&paused, &resuming] {
+        assert_eq!(world.stored(&session.session_id).await.unwrap().state, State::Failed);
+        assert!(world.directory.sandbox(sandbox(session)).await.unwrap().is_some(), "its output can be read on");
+    }
+    assert!(world.stored(&deleting.session_id).await.is_none());
+    assert_eq!(world.directory.sandbox(sandbox(&deleting)).await.unwrap(), None, "deleting releases it");
+}
+
+#[tokio::test]
 async fn pause_that_finds_the_sandbox_gone_fails_the_session() {
     let world = World::new().await;
     let session = world.create("ada", anything()).await.unwrap();

@@ -8,7 +8,7 @@ use tonic::Request;
 /// The principal of `user` in the default tenant.
 #[must_use]
 pub fn principal(user: &str, role: Role) -> Principal {
-    Principal { tenant: DEFAULT_TENANT.into(), user: user.into(), role }
+    Principal::new(DEFAULT_TENANT, user, role)
 }
 
 /// A call by `user`, as the auth layer hands it to a service.

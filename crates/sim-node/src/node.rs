@@ -1,7 +1,8 @@
 //! The node's state, and what a test may do to it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -9,11 +10,15 @@ use std::{
 use cloud_sandbox_model::{Error, ErrorKind, Limits, NodeId, SandboxId, error::reason};
 use cloud_sandbox_proto::{
     node::v1::{Owner, node_service_server::NodeServiceServer},
-    v1,
+    v1::{
+        self, context_service_server::ContextServiceServer, exec_service_server::ExecServiceServer,
+        file_service_server::FileServiceServer,
+    },
 };
-use cloud_sandbox_rpc::{LocalDial, in_process};
+use cloud_sandbox_rpc::{LocalDial, in_process, upstream::MESSAGE_MAX};
 use cloud_sandbox_storage::{Directory, NodeEntry, SandboxEntry};
-use tonic::{Request, Status};
+use futures::{Stream, StreamExt};
+use tonic::{Request, Status, service::Routes};
 
 /// How a method fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +27,23 @@ pub enum Fault {
     Refuse(ErrorKind),
     /// It does its work, and the reply is lost.
     LoseReply,
+    /// The same for one call; then it works again.
+    LoseOneReply,
     /// It never answers.
     Hang,
     /// It does its work when it is healed.
     Hold,
+    /// Its stream breaks after this many messages.
+    Break(usize),
+    /// It waits for this long before each message of its stream.
+    Slow(Duration),
 }
+
+/// What a client hears when a connection breaks.
+const BROKEN: &str = "the connection broke";
+
+/// What a stream answers.
+pub(crate) type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A simulated node. Clones are the same node.
 #[derive(Clone)]
@@ -44,12 +61,16 @@ pub(crate) struct Inner {
 pub(crate) struct State {
     pub(crate) capacity: usize,
     pub(crate) sandboxes: HashMap<SandboxId, (Owner, v1::Sandbox)>,
+    /// what has ended and can still be read
+    pub(crate) ended: HashSet<SandboxId>,
     /// the first answer to each request id of an owner
     pub(crate) answers: HashMap<String, (v1::AcquireSandboxRequest, v1::Sandbox)>,
     faults: HashMap<&'static str, Fault>,
     calls: Vec<&'static str>,
     in_flight: usize,
     pub(crate) input: Vec<String>,
+    pub(crate) uploads: Vec<String>,
+    sent: HashMap<&'static str, usize>,
     last_request_id: Option<String>,
     last_had_deadline: bool,
 }
@@ -70,12 +91,23 @@ impl SimNode {
         let address = format!("sim://{id}");
         let state = Mutex::new(State { capacity: capacity as usize, ..State::default() });
         let node = Self(Arc::new(Inner { id, address: address.clone(), directory, dial: dial.clone(), state }));
-        let server = NodeServiceServer::new(node.clone())
-            .max_decoding_message_size(cloud_sandbox_rpc::upstream::MESSAGE_MAX)
-            .max_encoding_message_size(cloud_sandbox_rpc::upstream::MESSAGE_MAX);
-        dial.put(&address, in_process(server));
+        dial.put(&address, in_process(node.routes().prepare()));
         node.report(ready, capacity, false).await;
         node
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub fn routes(&self) -> Routes {
+        macro_rules! server {
+            ($server:ident) => {
+                $server::new(self.clone()).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
+            };
+        }
+        Routes::new(server!(NodeServiceServer))
+            .add_service(server!(ExecServiceServer))
+            .add_service(server!(ContextServiceServer))
+            .add_service(server!(FileServiceServer))
     }
 
     /// Reports the node to the directory.
@@ -124,7 +156,22 @@ impl SimNode {
 
     /// Ends a sandbox without a word to the directory, as a crash in it would.
     pub fn forget(&self, id: SandboxId) {
-        self.state().sandboxes.remove(&id);
+        let mut state = self.state();
+        state.sandboxes.remove(&id);
+        state.ended.remove(&id);
+    }
+
+    /// Ends a sandbox, whose output can be read on.
+    pub async fn end(&self, id: SandboxId) {
+        {
+            let mut state = self.state();
+            state.sandboxes.remove(&id);
+            state.ended.insert(id);
+        }
+        let entry = self.0.directory.sandbox(id).await.expect("the directory answers");
+        let entry = entry.expect("the sandbox was put into the directory");
+        let ended = SandboxEntry { ended: true, ..entry };
+        self.0.directory.put_sandbox(&ended).await.expect("the directory takes sandboxes");
     }
 
     /// The methods called so far.
@@ -139,6 +186,12 @@ impl SimNode {
         self.state().calls.iter().filter(|call| **call == method).count()
     }
 
+    /// How many messages the streams of `method` have sent.
+    #[must_use]
+    pub fn sent(&self, method: &str) -> usize {
+        self.state().sent.get(method).copied().unwrap_or_default()
+    }
+
     /// How many calls are under way.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -149,6 +202,12 @@ impl SimNode {
     #[must_use]
     pub fn input(&self) -> Vec<String> {
         self.state().input.clone()
+    }
+
+    /// What was uploaded: `commit N` or `end N`, with how many bytes came before.
+    #[must_use]
+    pub fn uploads(&self) -> Vec<String> {
+        self.state().uploads.clone()
     }
 
     /// The sandboxes it hosts.
@@ -175,7 +234,7 @@ impl SimNode {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the call and meets its fault. Says whether the reply is to be lost.
+    /// Notes the call and meets its fault.
     pub(crate) async fn enter<T>(&self, method: &'static str, request: &Request<T>) -> Result<Entered, Status> {
         let fault = {
             let mut state = self.state();
@@ -184,23 +243,26 @@ impl SimNode {
             let id = request.metadata().get("x-request-id").and_then(|id| id.to_str().ok());
             state.last_request_id = id.map(str::to_owned);
             state.last_had_deadline = request.metadata().contains_key("grpc-timeout");
-            state.faults.get(method).copied()
+            let fault = state.faults.get(method).copied();
+            if fault == Some(Fault::LoseOneReply) {
+                state.faults.remove(method);
+            }
+            fault
         };
-        let in_flight = InFlight(self.clone());
+        let entered = Entered { method, fault, in_flight: InFlight(self.clone()) };
         match fault {
             Some(Fault::Refuse(kind)) => {
                 let reason = if kind == ErrorKind::ResourceExhausted { reason::CAPACITY } else { "SIMULATED" };
-                Err(cloud_sandbox_rpc::to_status(Error::new(kind, reason, "the simulated node refuses")))
+                Err(status(kind, reason, "the simulated node refuses"))
             }
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Hold) => {
                 while self.state().faults.contains_key(method) {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
-                Ok(Entered { loses_reply: false, in_flight })
+                Ok(entered)
             }
-            Some(Fault::LoseReply) => Ok(Entered { loses_reply: true, in_flight }),
-            None => Ok(Entered { loses_reply: false, in_flight }),
+            _ => Ok(entered),
         }
     }
 
@@ -216,6 +278,7 @@ impl SimNode {
             node_address: self.0.address.clone(),
             template: if wanted.template.is_empty() { "host".into() } else { wanted.template.clone() },
             paused: false,
+            ended: false,
             limits: Limits::DEFAULT,
             metadata: wanted.metadata.clone().into_iter().collect(),
             acquired_at: now,
@@ -246,27 +309,92 @@ impl SimNode {
     /// A hosted sandbox.
     pub(crate) fn hosted(&self, id: &str) -> Result<v1::Sandbox, Status> {
         let parsed: SandboxId = id.parse().map_err(cloud_sandbox_rpc::to_status)?;
-        let found = self.state().sandboxes.get(&parsed).map(|(_, sandbox)| sandbox.clone());
+        let state = self.state();
+        if state.ended.contains(&parsed) {
+            return Err(status(ErrorKind::NotFound, reason::SANDBOX_GONE, "the sandbox is gone"));
+        }
+        let found = state.sandboxes.get(&parsed).map(|(_, sandbox)| sandbox.clone());
         found.ok_or_else(|| cloud_sandbox_rpc::to_status(Error::sandbox_not_found(id)))
+    }
+
+    /// Whether what a sandbox printed can be read: it is hosted, or has ended.
+    pub(crate) fn readable(&self, id: &str) -> Result<(), Status> {
+        let parsed: SandboxId = id.parse().map_err(cloud_sandbox_rpc::to_status)?;
+        let ended = self.state().ended.contains(&parsed);
+        if ended { Ok(()) } else { self.hosted(id).map(drop) }
     }
 }
 
 /// A call that goes on.
 pub(crate) struct Entered {
-    loses_reply: bool,
-    pub(crate) in_flight: InFlight,
+    method: &'static str,
+    fault: Option<Fault>,
+    in_flight: InFlight,
 }
 
 impl Entered {
     /// The reply, unless it is lost.
     pub(crate) fn reply<T>(&self, message: T) -> Result<tonic::Response<T>, Status> {
-        if self.loses_reply {
-            return Err(Status::unavailable("the reply was lost"));
+        match self.fault {
+            Some(Fault::LoseReply | Fault::LoseOneReply) => Err(Status::unavailable(BROKEN)),
+            _ => Ok(tonic::Response::new(message)),
         }
-        Ok(tonic::Response::new(message))
+    }
+
+    /// The stream as the reply, slowed or broken as the method's fault says.
+    pub(crate) fn stream<T: Send + 'static>(
+        self,
+        messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    ) -> Result<tonic::Response<Events<T>>, Status> {
+        let fault = self.fault;
+        let _ = self.reply(())?;
+        let events = async_stream::stream! {
+            let in_flight = self.in_flight;
+            let mut messages = std::pin::pin!(messages);
+            let mut sent = 0;
+            loop {
+                match fault {
+                    Some(Fault::Break(after)) if sent == after => {
+                        yield Err(Status::unavailable(BROKEN));
+                        return;
+                    }
+                    Some(Fault::Slow(pause)) => tokio::time::sleep(pause).await,
+                    _ => {}
+                }
+                let Some(message) = messages.next().await else { return };
+                yield message;
+                sent += 1;
+                *in_flight.0.state().sent.entry(self.method).or_default() += 1;
+            }
+        };
+        Ok(tonic::Response::new(Box::pin(events)))
     }
 }
 
 pub(crate) fn status(kind: ErrorKind, reason: &str, message: &str) -> Status {
     cloud_sandbox_rpc::to_status(Error::new(kind, reason, message))
 }
+
+pub(crate) fn wanted<T>(part: Option<T>) -> Result<T, Status> {
+    part.ok_or_else(|| Status::invalid_argument("the request is missing"))
+}
+
+/// A whole service of the node: methods that say nothing but yes for a sandbox that they can find by `hosted` or
+/// `readable`, and the others as they are.
+macro_rules! service {
+    ($trait:path; $($check:ident $name:literal $method:ident($request:ident) -> $response:ident;)* { $($rest:tt)* }) => {
+        #[tonic::async_trait]
+        impl $trait for SimNode {
+            $(
+                async fn $method(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
+                    let call = self.enter($name, &request).await?;
+                    self.$check(&request.get_ref().sandbox_id)?;
+                    call.reply($response::default())
+                }
+            )*
+
+            $($rest)*
+        }
+    };
+}
+pub(crate) use service;
