@@ -1,12 +1,16 @@
-//! The connection to the agent in one sandbox: one HTTP/2 connection, made at the first call and again when it breaks.
+//! The connections to the agent in one sandbox: an HTTP/2 connection for processes and one for files, each made at the
+//! first call and again when it breaks.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cloud_sandbox_model::{SandboxId, error::Error, error::Result};
-use cloud_sandbox_proto::agent::v1::{
-    CheckRequest, RunRequest, RunResponse, SignalRequest, Started, agent_service_client::AgentServiceClient,
-    run_request::Input, run_response::Event,
+use cloud_sandbox_proto::{
+    agent::v1::{
+        CheckRequest, RunRequest, RunResponse, SignalRequest, Started, agent_service_client::AgentServiceClient,
+        run_request::Input, run_response::Event,
+    },
+    v1::file_service_client::FileServiceClient,
 };
 use cloud_sandbox_runtime::Runtime;
 use hyper_util::rt::TokioIo;
@@ -22,9 +26,17 @@ use tonic::{
 
 /// The largest message, in bytes: the largest file with room for its envelope.
 const MESSAGE_MAX: usize = 20 * 1024 * 1024;
-// The other end is a socket of this machine: large windows spare updates.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// What one process may print ahead of its journal. The other end is a socket of this machine: an update takes so little
+/// that more would not be faster.
+const PROCESS_WINDOW: u32 = 128 * 1024;
+/// More than all processes of a sandbox can hold together: those whose output waits for a reader hold up no other.
+const PROCESSES_WINDOW: u32 = 48 * 1024 * 1024;
+/// What one file may be ahead of its reader.
+const FILE_WINDOW: u32 = 1024 * 1024;
+/// What files that nobody reads on may hold. Of their own connection, so that they hold up no process.
+const FILES_WINDOW: u32 = 16 * 1024 * 1024;
+/// Frames of files are large: each costs a wake-up here and there.
+const FILES_FRAME: u32 = 256 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(100);
 /// Messages on their way to a process. Few: what a process does not read must hold back its caller.
@@ -34,6 +46,7 @@ const INPUT_QUEUE: usize = 4;
 #[derive(Clone)]
 pub(crate) struct Agent {
     client: AgentServiceClient<Channel>,
+    files: FileServiceClient<Channel>,
 }
 
 /// A process that the agent has started. Dropping it before its end kills the process's session.
@@ -52,14 +65,19 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    /// Sends a signal to the process group. One that has ended needs none.
-    pub(crate) async fn signal(&self, signal: i32) -> Result<(), Status> {
+    /// The process's id inside the sandbox.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal to the process group. Says whether the process was still there.
+    pub(crate) async fn signal(&self, signal: i32) -> Result<bool, Status> {
         let request = SignalRequest { pid: self.pid, signal };
-        self.client.clone().signal(request).await.map(drop)
+        self.client.clone().signal(request).await.map(|answer| answer.into_inner().running)
     }
 
     /// Kills the process and everything in its session.
-    pub(crate) async fn kill(&self) -> Result<(), Status> {
+    pub(crate) async fn kill(&self) -> Result<bool, Status> {
         self.signal(0).await
     }
 }
@@ -95,11 +113,24 @@ impl Agent {
             async move { runtime.connect(id).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://agent")
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .connect_with_connector_lazy(connector);
+            .initial_stream_window_size(PROCESS_WINDOW)
+            .initial_connection_window_size(PROCESSES_WINDOW)
+            .connect_with_connector_lazy(connector.clone());
         let client = AgentServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
-        Self { client: client.max_encoding_message_size(MESSAGE_MAX) }
+        let channel = Endpoint::from_static("http://agent")
+            .initial_stream_window_size(FILE_WINDOW)
+            .initial_connection_window_size(FILES_WINDOW)
+            .max_frame_size(FILES_FRAME)
+            .connect_with_connector_lazy(connector);
+        let files = FileServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
+        Self {
+            client: client.max_encoding_message_size(MESSAGE_MAX),
+            files: files.max_encoding_message_size(MESSAGE_MAX),
+        }
+    }
+
+    pub(crate) fn files(&self) -> FileServiceClient<Channel> {
+        self.files.clone()
     }
 
     pub(crate) fn client(&self) -> AgentServiceClient<Channel> {

@@ -1,57 +1,76 @@
-//! The executions of one sandbox: which run, which are remembered for their `request_id`, and who waits for them.
+//! The executions of one sandbox: how they begin, who waits for them, and what they leave.
 //!
-//! Every execution is driven by a task of its own into a record that callers read; a caller never holds one up. Without
-//! a `request_id` there is one caller, and the execution ends when that one hangs up. With one it runs on to its
-//! timeout, and whoever repeats the id reads the same record from its beginning. While the sandbox is paused an
-//! execution stands still, but its time goes on.
+//! Every execution is driven by a task of its own into a log on disk; callers are readers of that log, and a caller
+//! never holds one up but by reading slowly what was printed while the log is full. Without a `request_id` a unary or
+//! streamed execution ends when its one caller hangs up. With one it runs on to its timeout, and whoever repeats the id
+//! reads the same log from its beginning. While the sandbox is paused an execution stands still, but its time goes on.
 
-mod capture;
+mod answer;
+pub(crate) mod changes;
+mod controls;
 mod drive;
+mod execution;
 mod pieces;
+mod query;
+pub(crate) mod record;
 mod register;
 pub(crate) mod spec;
 mod stream;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use cloud_sandbox_model::{ExecutionId, error::Result};
-use cloud_sandbox_proto::v1::{ExecuteRequest, ExecuteResponse};
-use cloud_sandbox_rpc::from_status;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use cloud_sandbox_model::{
+    ExecutionId,
+    error::{Error, Result},
+};
+use cloud_sandbox_proto::v1::ExecuteRequest;
 use tracing::Instrument;
 
-use crate::{fingerprint, node::Shared, sandbox::Sandbox};
+use crate::{contexts, fingerprint, node::Shared, sandbox::Sandbox};
 
-use capture::Capture;
-pub(crate) use capture::Exit;
-pub(crate) use drive::{Ending, exit_of, lost, start};
-pub(crate) use pieces::Pieces;
-use register::Turn;
-pub(crate) use register::{Executions, OutputBudget};
-use spec::{Mode, Spec};
-pub(crate) use stream::{event, events};
+pub(crate) use answer::Budget;
+pub(crate) use controls::Driver;
+pub(crate) use drive::{hung_up, lost};
+pub(crate) use execution::{End, Execution};
+pub(crate) use query::{grep, list, read};
+pub(crate) use record::{Exit, Owned};
+pub(crate) use register::Executions;
+use register::{Beginning, Turn};
+use spec::{Mode, Plan, What};
+pub(crate) use stream::events;
 
-/// One run, from its start until it is forgotten.
-pub(crate) struct Execution {
-    pub(crate) id: ExecutionId,
-    capture: watch::Sender<Capture>,
-    /// cancelled when nobody wants it any more
-    unwanted: CancellationToken,
+/// Code to be run in a code context, validated but for whether the context is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    /// the context's id, or `default`
+    pub(crate) context_id: String,
+    /// as the caller named it; empty for the context's own, or the default one
+    pub(crate) language: String,
+    pub(crate) code: String,
+    /// the folder to run in, if the caller wants another than the context's
+    pub(crate) cwd: Option<String>,
+    /// the call's own variables
+    pub(crate) env: std::collections::HashMap<String, String>,
+    /// from the moment its turn in the context comes
+    pub(crate) timeout: Duration,
+    /// whether to tell what became of the files
+    pub(crate) changes: bool,
 }
 
-impl Execution {
-    fn new() -> Self {
-        let capture = watch::Sender::new(Capture::default());
-        Self { id: ExecutionId::generate(), capture, unwanted: CancellationToken::new() }
-    }
-}
-
-/// Somebody who waits for an execution. Dropped, it ends the execution unless that may be asked for again.
+/// Somebody who waits for an execution. Dropped, it ends the execution if nobody else can ask for it.
 pub(crate) struct Caller {
-    execution: Arc<Execution>,
+    pub(crate) execution: Arc<Execution>,
     only: bool,
+    /// it had ended before
+    late: bool,
+}
+
+impl Caller {
+    /// One who only looks on.
+    pub(crate) fn attached(execution: Arc<Execution>) -> Self {
+        let late = execution.known_end().is_some();
+        Self { execution, only: false, late }
+    }
 }
 
 impl Drop for Caller {
@@ -63,49 +82,94 @@ impl Drop for Caller {
     }
 }
 
-impl Caller {
-    /// Waits for the end.
-    pub(crate) async fn response(self) -> Result<ExecuteResponse> {
-        let mut capture = self.execution.capture.subscribe();
-        // the sender is in `self`, so waiting cannot fail; if it did, the record is as it is
-        let _ = capture.wait_for(|capture| capture.end.is_some()).await;
-        let capture = capture.borrow();
-        match &capture.end {
-            Some(Ok(exit)) => Ok(capture.response(self.execution.id, exit)),
-            Some(Err(status)) => Err(from_status(status)),
-            None => Err(from_status(&Status::internal("lost an execution"))),
-        }
-    }
+/// Ends an execution whose driver is gone without having said how it ended.
+struct Attended(Arc<Execution>);
 
-    /// Waits until the process runs or has failed to.
-    pub(crate) async fn started(&self) -> Result<()> {
-        let mut capture = self.execution.capture.subscribe();
-        let known = |capture: &Capture| capture.started || capture.end.is_some();
-        let _ = capture.wait_for(known).await;
-        match &capture.borrow().end {
-            Some(Err(status)) => Err(from_status(status)),
-            _ => Ok(()),
-        }
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.0.end(Err(Error::internal("drive the execution", "its task ended without an answer")));
     }
 }
 
-/// Runs what is asked for, or finds the run that the `request_id` stands for.
-pub(crate) fn execute(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, request: ExecuteRequest) -> Result<Caller> {
-    let lease = sandbox.usable()?;
-    let request_id = request.request_id.clone();
-    let named = !request_id.is_empty();
-    let fingerprint = if named { fingerprint::of_execute(&request) } else { 0 };
-    let execution = Execution::new();
-    let spec = Spec::new(request, execution.id, &lease.env, &sandbox.template, Mode::Kept)?;
+/// Where an execution is asked for.
+pub(crate) enum Place {
+    /// in a sandbox that is there
+    Live(Arc<Sandbox>),
+    /// in one that has ended, of which executions are kept
+    Ended(Arc<crate::archive::Archived>),
+}
 
-    let execution = Arc::new(execution);
-    match sandbox.executions.begin(&execution, &request_id, fingerprint, 2 * spec.max_output)? {
-        Turn::Later(earlier) => return Ok(Caller { execution: earlier, only: false }),
-        Turn::First => {}
+impl Place {
+    pub(crate) fn executions(&self) -> &Arc<Executions> {
+        match self {
+            Self::Live(sandbox) => &sandbox.executions,
+            Self::Ended(archived) => &archived.executions,
+        }
     }
+
+    /// The sandbox, if anything can still be done in it.
+    pub(crate) fn live(self) -> Result<Arc<Sandbox>> {
+        match self {
+            Self::Live(sandbox) if sandbox.view().end.is_some() => Err(sandbox.gone_error()),
+            Self::Live(sandbox) => Ok(sandbox),
+            Self::Ended(archived) => Err(archived.gone_error()),
+        }
+    }
+
+    /// An execution that is kept here.
+    pub(crate) fn execution(&self, id: &str) -> Result<Arc<Execution>> {
+        let id: ExecutionId = id.parse()?;
+        self.executions().get(id)
+    }
+}
+
+/// Runs what is asked for, or finds the run that the `request_id` stands for. With `detached` it runs on when nobody
+/// waits for it.
+pub(crate) fn execute(
+    node: &Arc<Shared>,
+    place: Place,
+    request: ExecuteRequest,
+    mode: Mode,
+    detached: bool,
+) -> Result<Caller> {
+    let request_id = request.request_id.clone();
+    let fingerprint = if request_id.is_empty() { Vec::new() } else { fingerprint::of_execute(&request) };
+    if let Some(earlier) = place.executions().earlier(&request_id, &fingerprint)? {
+        return Ok(Caller::attached(earlier));
+    }
+    let sandbox = place.live()?;
+    let lease = sandbox.usable()?;
+    let id = ExecutionId::generate();
+    let Plan { what, mut head } = Plan::new(request, (sandbox.id, id), &lease.env, &sandbox.template, mode)?;
+    head.fingerprint = fingerprint;
+    let beginning = Beginning { id, head, stdin: what.stdin() };
+    let execution = match sandbox.executions.begin(beginning, || lease.owned(&sandbox.template))? {
+        Turn::Later(earlier) => return Ok(Caller::attached(earlier)),
+        Turn::First(execution) => execution,
+    };
+    spawn(node, &sandbox, &execution, what);
+    Ok(Caller { execution, only: request_id.is_empty() && !detached, late: false })
+}
+
+fn spawn(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, execution: &Arc<Execution>, what: What) {
     let span = tracing::info_span!("execution", sandbox_id = %sandbox.id, execution_id = %execution.id);
-    let grace = node.options.kill_grace;
-    let run = drive::drive(Arc::clone(sandbox), Arc::clone(&execution), spec, request_id, grace);
-    node.tasks.spawn(run.instrument(span));
-    Ok(Caller { execution, only: !named })
+    let attended = Attended(Arc::clone(execution));
+    let (node_of, sandbox_of, execution) = (Arc::clone(node), Arc::clone(sandbox), Arc::clone(execution));
+    let driving = async move {
+        let _attended = attended;
+        match what {
+            What::Process(spec) => drive::process(sandbox_of, execution, *spec, node_of.options.kill_grace).await,
+            What::Context(job) => in_context(node_of, sandbox_of, execution, *job).await,
+        }
+    };
+    node.tasks.spawn(sandbox.executions.tasks.track_future(driving.instrument(span)));
+}
+
+async fn in_context(node: Arc<Shared>, sandbox: Arc<Sandbox>, execution: Arc<Execution>, job: Job) {
+    let running = contexts::run(node, Arc::clone(&sandbox), Arc::clone(&execution), job);
+    tokio::select! {
+        biased;
+        () = running => {}
+        () = sandbox.ended.cancelled() => execution.finish(Err(sandbox.ending_error())).await,
+    }
 }

@@ -1,135 +1,147 @@
 //! Files of a sandbox: checks what is asked, has the agent do it, and says what its answers mean.
+//!
+//! The agent serves the same contract, so messages go through as they are. Streams go through message by message, each
+//! when the other side takes it: nothing is kept here but the message on its way. Files have a connection of their own
+//! to the agent, so that a download that nobody reads holds up no process.
 
-use std::sync::Arc;
+mod rules;
+mod upload;
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use bytes::Bytes;
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
 use cloud_sandbox_model::{
     error::{Error, ErrorKind, Result, reason},
-    input::{Violations, page_size},
+    input::Violations,
 };
-use cloud_sandbox_proto::{
-    agent::v1 as agent,
-    v1::{self, FileInfo, FileType, read_file_response, write_file_request},
-};
-use tonic::{Code, Status};
+use cloud_sandbox_proto::v1::file_service_client::FileServiceClient;
+use cloud_sandbox_rpc::to_status;
+use futures::{Stream, StreamExt, stream::BoxStream};
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
-use crate::{executions::lost, sandbox::Sandbox};
+use crate::sandbox::Sandbox;
 
-/// The most of a file in one call, in bytes.
-const FILE_MAX: u32 = 8 * 1024 * 1024;
-const PAGE_MAX: u32 = 1000;
-/// The permission bits a caller may set: no set-user-id, set-group-id or sticky bit.
-const MODE_MAX: u32 = 0o777;
+pub(crate) use rules::FileRequest;
+pub(crate) use upload::upload;
 
-/// Reads a file or lists a folder.
-pub(crate) async fn read(sandbox: &Arc<Sandbox>, request: v1::ReadFileRequest) -> Result<v1::ReadFileResponse> {
-    sandbox.usable()?;
-    let mut violations = Violations::default();
-    violations.path("path", &request.path);
-    violations.range("limit", &request.limit, &0, &FILE_MAX);
-    let page = violations.take(page_size(request.page_size, PAGE_MAX, PAGE_MAX));
-    let after = violations.take(after_name(&request.page_token));
-    violations.finish()?;
+/// The agent's client of files.
+pub(crate) type Files = FileServiceClient<Channel>;
 
-    // one more than fits, so that a file that does not can be told from one that just does
-    let limit = if request.limit == 0 { FILE_MAX + 1 } else { request.limit };
-    let asked = agent::ReadFileRequest {
-        path: request.path.clone(),
-        offset: request.offset,
-        limit,
-        page_size: page.map_or(PAGE_MAX, |page| u32::try_from(page).unwrap_or(PAGE_MAX)),
-        after_name: after.unwrap_or_default(),
-    };
-    let answer = call(sandbox, &request.path, sandbox.agent.client().read_file(asked)).await?;
-    if request.limit == 0 && answer.data.len() > FILE_MAX as usize {
-        let size = answer.file.as_ref().map_or(0, |file| file.size);
-        let message = format!(
-            "{} is too large to be read whole: it has {size} bytes, {FILE_MAX} fit; give offset and limit",
-            request.path
-        );
-        return Err(
-            Error::new(ErrorKind::OutOfRange, reason::FILE_TOO_LARGE, message).with_metadata("size", size.to_string())
-        );
+/// How long to wait for word that the sandbox ended when its connection breaks: that is usually why.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+/// Fields that only the agent can judge; its refusal begins with the name.
+const JUDGED_BY_AGENT: [&str; 4] = ["glob", "pattern", "page_token", "if_etag"];
+
+/// Has the agent answer a request.
+pub(crate) async fn call<Q, A, F>(sandbox: &Sandbox, request: Q, send: F) -> Result<A>
+where
+    Q: FileRequest,
+    F: AsyncFnOnce(Files, Request<Q>) -> Result<Response<A>, Status>,
+{
+    check(sandbox, &request)?;
+    let subject = request.subject().into_owned();
+    answered(sandbox, &subject, send(sandbox.agent.files(), Request::new(request))).await
+}
+
+/// Has the agent answer a request with a stream. It ends with an error when the sandbox ends.
+pub(crate) async fn stream<Q, A, F>(
+    sandbox: Arc<Sandbox>,
+    request: Q,
+    send: F,
+) -> Result<BoxStream<'static, Result<A, Status>>>
+where
+    Q: FileRequest,
+    A: Send + 'static,
+    F: AsyncFnOnce(Files, Request<Q>) -> Result<Response<Streaming<A>>, Status>,
+{
+    check(&sandbox, &request)?;
+    let subject = request.subject().into_owned();
+    let messages = answered(&sandbox, &subject, send(sandbox.agent.files(), Request::new(request))).await?;
+    Ok(relay(sandbox, subject, messages).boxed())
+}
+
+fn relay<A: Send>(
+    sandbox: Arc<Sandbox>,
+    subject: String,
+    mut messages: Streaming<A>,
+) -> impl Stream<Item = Result<A, Status>> + Send {
+    async_stream::stream! {
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = sandbox.ended.cancelled() => {
+                    yield Err(to_status(sandbox.ending_error()));
+                    return;
+                }
+                message = messages.message() => message,
+            };
+            match message {
+                Ok(Some(message)) => yield Ok(message),
+                Ok(None) => return,
+                Err(status) => {
+                    yield Err(to_status(refusal(&sandbox, &subject, &status).await));
+                    return;
+                }
+            }
+        }
     }
-    let is_folder = answer.file.as_ref().is_some_and(|file| file.r#type == i32::from(FileType::Directory));
-    Ok(v1::ReadFileResponse {
-        file: answer.file,
-        body: (!is_folder).then(|| body(answer.data)),
-        entries: answer.entries,
-        next_page_token: BASE64_URL_SAFE_NO_PAD.encode(&answer.next_after_name),
-    })
 }
 
-/// Writes a whole file.
-pub(crate) async fn write(sandbox: &Arc<Sandbox>, request: v1::WriteFileRequest) -> Result<FileInfo> {
-    sandbox.usable()?;
-    let data = match request.body {
-        Some(write_file_request::Body::Content(text)) => text.into(),
-        Some(write_file_request::Body::Data(data)) => data,
-        None => Bytes::new(),
-    };
-    let mut violations = Violations::default();
-    violations.path("path", &request.path);
-    violations.check(data.len() <= FILE_MAX as usize, "content", format!("must be at most {FILE_MAX} bytes long"));
-    violations.range("mode", &request.mode, &0, &MODE_MAX);
-    violations.finish()?;
-
-    let asked = agent::WriteFileRequest { path: request.path.clone(), data, mode: request.mode };
-    let answer = call(sandbox, &request.path, sandbox.agent.client().write_file(asked)).await?;
-    Ok(answer.file.unwrap_or_default())
-}
-
-/// Deletes a file, a link or a folder.
-pub(crate) async fn delete(sandbox: &Arc<Sandbox>, request: v1::DeleteFileRequest) -> Result<()> {
+fn check(sandbox: &Sandbox, request: &impl FileRequest) -> Result<()> {
     sandbox.usable()?;
     let mut violations = Violations::default();
-    violations.path("path", &request.path);
-    violations.finish()?;
-    let asked = agent::DeleteFileRequest { path: request.path.clone(), recursive: request.recursive };
-    call(sandbox, &request.path, sandbox.agent.client().delete_file(asked)).await?;
-    Ok(())
+    request.check(&mut violations);
+    violations.finish()
 }
 
-async fn call<T>(
+async fn answered<T>(
     sandbox: &Sandbox,
-    path: &str,
-    answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    subject: &str,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T> {
     let answer = tokio::select! {
         biased;
         answer = answer => answer,
-        () = sandbox.ended.cancelled() => return Err(sandbox.gone_error()),
+        () = sandbox.ended.cancelled() => return Err(sandbox.ending_error()),
     };
     match answer {
         Ok(answer) => Ok(answer.into_inner()),
-        Err(status) => Err(refusal(sandbox, path, &status).await),
+        Err(status) => Err(refusal(sandbox, subject, &status).await),
     }
 }
 
-async fn refusal(sandbox: &Sandbox, path: &str, status: &Status) -> Error {
+/// What the agent's refusal means to the caller.
+async fn refusal(sandbox: &Sandbox, subject: &str, status: &Status) -> Error {
     let (kind, reason) = match status.code() {
         Code::NotFound => (ErrorKind::NotFound, reason::FILE_NOT_FOUND),
+        Code::AlreadyExists => (ErrorKind::AlreadyExists, reason::FILE_EXISTS),
+        Code::Aborted => (ErrorKind::Aborted, reason::FILE_CHANGED),
         // the sandbox refuses its own user, which is no matter of the caller's permissions here
         Code::PermissionDenied | Code::FailedPrecondition => (ErrorKind::FailedPrecondition, reason::FILE_REFUSED),
-        Code::InvalidArgument => (ErrorKind::InvalidArgument, reason::FILE_REFUSED),
+        Code::InvalidArgument => match judged(status.message()) {
+            Some(error) => return error,
+            None => (ErrorKind::InvalidArgument, reason::FILE_REFUSED),
+        },
         Code::ResourceExhausted => (ErrorKind::ResourceExhausted, reason::FILE_REFUSED),
         Code::OutOfRange => (ErrorKind::OutOfRange, reason::FILE_TOO_LARGE),
         _ => return lost(sandbox, status).await,
     };
     let message = status.message();
-    let named = if message.contains(path) { message.to_owned() } else { format!("{path}: {message}") };
+    let named: Cow<'_, str> =
+        if message.contains(subject) { message.into() } else { format!("{subject}: {message}").into() };
     Error::new(kind, reason, named)
 }
 
-fn after_name(token: &str) -> Result<Bytes> {
-    let name = BASE64_URL_SAFE_NO_PAD.decode(token);
-    name.map(Bytes::from).map_err(|_| Error::invalid("page_token", "must be the next_page_token of an earlier answer"))
+/// The violation that a refusal is about, when it begins with a field's name.
+fn judged(message: &str) -> Option<Error> {
+    let (field, rule) = message.split_once(' ')?;
+    JUDGED_BY_AGENT.contains(&field).then(|| Error::invalid(field, rule))
 }
 
-fn body(data: Bytes) -> read_file_response::Body {
-    match String::from_utf8(data.into()) {
-        Ok(text) => read_file_response::Body::Content(text),
-        Err(error) => read_file_response::Body::Data(error.into_bytes().into()),
+/// Why there is no answer.
+async fn lost(sandbox: &Sandbox, status: &Status) -> Error {
+    match timeout(END_PATIENCE, sandbox.ended.cancelled()).await {
+        Ok(()) => sandbox.ending_error(),
+        Err(_) => Error::internal("reach the sandbox's files", status.clone()),
     }
 }

@@ -1,38 +1,43 @@
-//! Whether two requests with one `request_id` are the same, without keeping the first: a hash with keys of this process.
+//! Whether two requests with one `request_id` are the same, without keeping the first: a hash that later processes of the
+//! node compute alike, so that it holds for what a journal tells.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::{BuildHasher, Hash, Hasher, RandomState},
-    sync::LazyLock,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use cloud_sandbox_proto::v1;
 use prost::Message;
-
-static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+use sha2::{Digest, Sha256};
 
 /// Of what is wanted of a sandbox.
 pub(crate) fn of_acquire(request: &v1::AcquireSandboxRequest) -> u64 {
     let mut request = request.clone();
     let maps = [std::mem::take(&mut request.env), std::mem::take(&mut request.metadata)];
-    hash(&request, &maps)
+    let hash = hash(&request, &maps);
+    hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Of what is to be run.
-pub(crate) fn of_execute(request: &v1::ExecuteRequest) -> u64 {
+pub(crate) fn of_execute(request: &v1::ExecuteRequest) -> Vec<u8> {
     let mut request = request.clone();
     let maps = [std::mem::take(&mut request.env)];
-    hash(&request, &maps)
+    hash(&request, &maps)[..16].to_vec()
 }
 
 /// Maps are hashed in the order of their keys: their encoding has none.
-fn hash(rest: &impl Message, maps: &[HashMap<String, String>]) -> u64 {
-    let mut hasher = KEYS.build_hasher();
-    rest.encode_to_vec().hash(&mut hasher);
+fn hash(rest: &impl Message, maps: &[HashMap<String, String>]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(&rest.encode_to_vec());
     for map in maps {
-        map.iter().collect::<BTreeMap<_, _>>().hash(&mut hasher);
+        for (name, value) in map.iter().collect::<BTreeMap<_, _>>() {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+        part(&(map.len() as u64).to_le_bytes());
     }
-    hasher.finish()
+    hasher.finalize().into()
 }
 
 #[cfg(test)]
@@ -52,5 +57,13 @@ mod tests {
         assert_ne!(of_execute(&request(&pairs)), of_execute(&request(&pairs[1..])));
         let other = v1::ExecuteRequest { timeout_ms: 1, ..request(&pairs) };
         assert_ne!(of_execute(&request(&pairs)), of_execute(&other));
+        let other = v1::ExecuteRequest { tag: "t".into(), ..request(&pairs) };
+        assert_ne!(of_execute(&request(&pairs)), of_execute(&other));
+    }
+
+    #[test]
+    fn hash_stays_what_it_was_because_journals_keep_it() {
+        let hash: String = of_execute(&request(&[("A", "1")])).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hash, "2552438f0a6a21d80d5d3d88158a4948");
     }
 }

@@ -1,15 +1,19 @@
-//! Keeps the pool full: makes a sandbox whenever one is missing, and backs off while making them fails.
+//! Keeps the pool full: makes a sandbox whenever one is missing, and backs off while making them fails. And keeps the
+//! journal in its bounds: drops what is past its time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use cloud_sandbox_model::error::{Error, chain};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
-    node::Shared,
+    node::{Answered, Shared},
     sandbox::{Purpose, spawn},
 };
 
@@ -51,6 +55,38 @@ async fn fill(node: &Arc<Shared>, not_before: Option<Instant>, outcomes: &mpsc::
             let _ = outcomes.send(made.unwrap_or(Ok(())));
         });
     }
+}
+
+/// Runs until the node stops. A sweep that fails is made up for by the next.
+pub(crate) async fn journal_keeper(node: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            () = sleep(node.options.journal.sweep_interval) => sweep(&node).await,
+        }
+    }
+}
+
+async fn sweep(node: &Shared) {
+    let journal = node.journal.clone();
+    let swept = tokio::task::spawn_blocking(move || journal.sweep(SystemTime::now())).await;
+    for (sandbox, execution) in swept.unwrap_or_default() {
+        // one that was released meanwhile has forgotten it already
+        if let Ok(place) = node.place(sandbox) {
+            place.executions().evicted(execution);
+        }
+    }
+    // a directory that does not answer must not keep the journal from being swept: the rest is for the next round
+    for archived in node.archive.empty() {
+        if !archived.has_left_directory(&node.options) && node.unlist(archived.id).await == Answered::No {
+            return;
+        }
+        if node.archive.remove(archived.id).is_some() {
+            node.forget_journal(archived.id).await;
+        }
+    }
+    // what is not answered is tried again
+    let _ = node.list_all_archived(&node.archive.unlisted()).await;
 }
 
 #[derive(Default)]

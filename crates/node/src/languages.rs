@@ -9,14 +9,15 @@ const CWD: &str = "{cwd}";
 
 /// Runs a file as `node FILE` would, but as if it lay in the current folder: `require`, `import()`, `__dirname` start
 /// there. Modules (`import`, top-level `await`) cannot be run as a script; for them the code is loaded again as what it
-/// is. The warning that is kept back is about our own use of an option of `vm`.
+/// is. Types of TypeScript are stripped first. The warnings that are kept back are about our own use of `vm` and `module`.
 const NODE_BOOT: &str = r"{
 const fs = require('fs'), vm = require('vm'), path = require('path'), file = process.argv[1];
-const code = fs.readFileSync(file, 'utf8');
+const text = fs.readFileSync(file, 'utf8'), strip = file.endsWith('.ts') && require('module').stripTypeScriptTypes;
 const warn = process.emitWarning;
 process.emitWarning = function (warning, ...rest) {
-  if (!String(warning).startsWith('vm.USE_MAIN_CONTEXT')) warn.call(process, warning, ...rest);
+  if (!/^(vm.USE_MAIN_CONTEXT|stripTypeScriptTypes)/.test(String(warning))) warn.call(process, warning, ...rest);
 };
+const code = strip ? strip(text) : text;
 const importModuleDynamically = vm.constants && vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER;
 let script;
 try {
@@ -30,12 +31,15 @@ if (script) {
   globalThis.__filename = path.join(__dirname, path.basename(file));
   script.runInThisContext();
 } else {
-  const module = file.replace(/\.js$/, '.mjs');
+  const module = file.replace(/\.[jt]s$/, '.mjs');
   fs.writeFileSync(module, code);
   try { fs.symlinkSync(path.resolve('node_modules'), path.join(path.dirname(file), 'node_modules')); } catch {}
   import(require('url').pathToFileURL(module).href);
 }
 }";
+
+/// Whether this Node strips types, as its exit code.
+const NODE_STRIPS_TYPES: &str = "process.exit(require('module').stripTypeScriptTypes ? 0 : 1)";
 
 /// `go run` would turn every exit code into 1.
 const GO_BUILD_AND_RUN: &str = r#"go build -o "$1.bin" "$1" && exec "$1.bin""#;
@@ -50,16 +54,30 @@ pub(crate) struct Language {
     /// the name of the staged file
     pub(crate) file: &'static str,
     argv: &'static [&'static str],
+    /// what it is called, where that says too little
+    needs: &'static str,
     /// run first to see whether `program` is there, where `argv` begins with another one
     pub(crate) probe: Option<&'static [&'static str]>,
+    /// `probe` also has to succeed
+    pub(crate) probe_decides: bool,
     /// variables that are set unless the caller sets them
     env: &'static [(&'static str, &'static str)],
     /// variables that the folder to run in is put in front of
     search: &'static [&'static str],
 }
 
-const PLAIN: Language =
-    Language { name: "", aliases: &[], program: "", file: "", argv: &[], probe: None, env: &[], search: &[] };
+const PLAIN: Language = Language {
+    name: "",
+    aliases: &[],
+    program: "",
+    file: "",
+    argv: &[],
+    needs: "",
+    probe: None,
+    probe_decides: false,
+    env: &[],
+    search: &[],
+};
 
 static LANGUAGES: &[Language] = &[
     Language {
@@ -77,6 +95,17 @@ static LANGUAGES: &[Language] = &[
         program: "node",
         file: "main.js",
         argv: &["node", "-e", NODE_BOOT, FILE],
+        ..PLAIN
+    },
+    Language {
+        name: "typescript",
+        aliases: &["ts"],
+        program: "node",
+        file: "main.ts",
+        argv: &["node", "-e", NODE_BOOT, FILE],
+        needs: "node that strips types (22.13 and later)",
+        probe: Some(&["node", "-e", NODE_STRIPS_TYPES]),
+        probe_decides: true,
         ..PLAIN
     },
     Language {
@@ -116,6 +145,11 @@ impl Language {
     pub(crate) fn find(name: &str) -> Option<&'static Self> {
         let wanted = if name.is_empty() { "python" } else { name };
         LANGUAGES.iter().find(|language| language.name == wanted || language.aliases.contains(&wanted))
+    }
+
+    /// What must be there, for a message.
+    pub(crate) fn needs(&self) -> &'static str {
+        if self.needs.is_empty() { self.program } else { self.needs }
     }
 
     /// What `find` knows, for a message.

@@ -1,5 +1,6 @@
 //! One machine's side of the system: keeps a pool of warm sandboxes, owns what each sandbox does from its making to its
-//! destruction, runs what callers send, and serves `node.v1`.
+//! destruction, runs what callers send, and keeps a journal of what that printed. It serves `node.v1` for the lives of
+//! its sandboxes, and the public ExecService, ContextService and FileService for what is done inside them.
 //!
 //! The node alone decides whether it has room and knows what its sandboxes are doing; the directory holds copies for
 //! others to find them by. Who may call is decided before a call comes here.
@@ -7,10 +8,15 @@
 //! Invariant: every sandbox has one owner task that lives until the runtime has destroyed it. Every acquired one has a
 //! lease. So nothing is left behind by a lost reply, a caller that hung up, or an orderly shutdown; what a crash left
 //! is destroyed at the next start.
+//!
+//! Invariant: every execution is in the journal before it can have begun, and has one driver that ends it. So a
+//! `request_id` runs once at most, every stream ends, and what was printed outlives the sandbox and this process.
 
 mod acquire;
 mod agent;
+mod archive;
 mod claims;
+mod contexts;
 mod executions;
 mod files;
 mod fingerprint;
@@ -30,7 +36,8 @@ mod tests;
 
 pub use node::Node;
 pub use options::{
-    AGENT_DEADLINE, CREATE_PARALLELISM, DIRECTORY_DEADLINE, KILL_GRACE, Options, POOL_MAX, POOL_MIN, RELEASE_PATIENCE,
-    REPORT_INTERVAL,
+    AGENT_DEADLINE, CREATE_PARALLELISM, DIRECTORY_DEADLINE, JOURNAL_EXECUTION_BYTES, JOURNAL_RETENTION,
+    JOURNAL_SWEEP_INTERVAL, JOURNAL_TOTAL_BYTES, JournalOptions, KILL_GRACE, Options, POOL_MAX, POOL_MIN,
+    RELEASE_PATIENCE, REPORT_INTERVAL,
 };
-pub use service::NodeService;
+pub use service::{ContextService, ExecService, FileService, NodeService};

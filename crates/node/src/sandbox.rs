@@ -22,7 +22,7 @@ use cloud_sandbox_runtime::{Runtime, RuntimeError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{agent::Agent, executions::Executions, options::Options};
+use crate::{agent::Agent, archive::gone, contexts::Contexts, executions::Executions, options::Options};
 
 pub(crate) use lease::{ClaimKey, Lease};
 pub(crate) use owner::{Purpose, spawn};
@@ -94,7 +94,8 @@ pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
     pub(crate) template: String,
     pub(crate) agent: Agent,
-    pub(crate) executions: Executions,
+    pub(crate) executions: Arc<Executions>,
+    pub(crate) contexts: Contexts,
     /// cancelled as soon as the sandbox is of no more use
     pub(crate) ended: CancellationToken,
     /// cancelled when nothing of it is left
@@ -137,18 +138,24 @@ impl Sandbox {
         }
     }
 
-    /// Why calls to the sandbox end or are refused once it is over.
+    /// Why calls to the sandbox are refused once it is over.
     pub(crate) fn gone_error(&self) -> Error {
         let end = self.view.borrow().end;
         self.gone(end)
     }
 
+    /// Why calls that were under way end with the sandbox.
+    pub(crate) fn ending_error(&self) -> Error {
+        let end = self.view.borrow().end;
+        let error = self.gone(end);
+        if end == Some(EndCause::LeaseEnded) { error.with_reason(reason::LEASE_ENDED) } else { error }
+    }
+
     fn gone(&self, end: Option<EndCause>) -> Error {
-        let message = match end {
-            Some(cause) => format!("sandbox {} is gone: {cause}", self.id),
-            None => format!("sandbox {} is gone", self.id),
-        };
-        Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, message)
+        match end {
+            Some(cause) => gone(self.id, cause.label(), &cause.to_string()),
+            None => gone(self.id, "unknown", "its owner ended"),
+        }
     }
 
     /// Gives a warm sandbox to its owner.

@@ -1,51 +1,60 @@
-//! `NodeService`: takes requests apart and hands them on.
+//! What a node serves: `NodeService` for the lives of its sandboxes, and for what is done inside them the public
+//! contracts themselves. Here requests are taken apart and handed on; whoever calls has been let in before.
+
+mod context;
+mod exec;
+mod file;
 
 use std::{pin::Pin, sync::Arc};
 
-use cloud_sandbox_model::{
-    SandboxId,
-    error::{Error, Result},
-    input::Violations,
-};
+use cloud_sandbox_model::{SandboxId, error::Result, input::Violations};
 use cloud_sandbox_proto::{
     node::v1::{
         self as node,
         node_service_server::{self, NodeServiceServer},
     },
-    v1::{self, exec_request},
+    v1,
 };
 use cloud_sandbox_rpc::{to_status, upstream::MESSAGE_MAX};
-use futures::{Stream, StreamExt};
-use tonic::{Request, Response, Status, Streaming};
+use futures::Stream;
+use tonic::{Request, Response, Status};
 use tracing::{field, instrument};
 
-use crate::{acquire, executions, files, interactive, node::Shared, sandbox::Sandbox};
+use crate::{acquire, node::Shared, sandbox::Sandbox};
+
+pub use context::ContextService;
+pub use exec::ExecService;
+pub use file::FileService;
 
 type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The `node.v1` service, cheap to clone.
+/// The sandbox of an id, which the log line of the call then names.
+pub(crate) fn find(node: &Shared, id: &str) -> Result<Arc<Sandbox>> {
+    node.sandbox(sandbox_id(id)?)
+}
+
+/// Takes a sandbox's id apart, for the log line of the call too.
+pub(crate) fn sandbox_id(id: &str) -> Result<SandboxId> {
+    let id: SandboxId = id.parse()?;
+    tracing::Span::current().record("sandbox_id", field::display(id));
+    Ok(id)
+}
+
+/// The `NodeService` of `cloud_sandbox.node.v1`, cheap to clone.
 #[derive(Clone)]
 pub struct NodeService {
     node: Arc<Shared>,
 }
 
 impl NodeService {
-    pub(crate) fn new(node: Arc<Shared>) -> Self {
-        Self { node }
-    }
-
-    /// The service as something that can be served or called in this process, with its bounds on messages.
-    #[must_use]
-    pub fn into_server(self) -> NodeServiceServer<Self> {
-        let server = NodeServiceServer::new(self);
+    pub(crate) fn server(node: &Arc<Shared>) -> NodeServiceServer<Self> {
+        let server = NodeServiceServer::new(Self { node: Arc::clone(node) });
         server.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
     }
 
     fn find(&self, id: &str) -> Result<Arc<Sandbox>> {
-        let id: SandboxId = id.parse()?;
-        tracing::Span::current().record("sandbox_id", field::display(id));
-        self.node.sandbox(id)
+        find(&self.node, id)
     }
 
     fn describe(&self, sandbox: &Sandbox) -> Result<v1::Sandbox> {
@@ -72,38 +81,10 @@ impl NodeService {
         let view = sandbox.resume().await?;
         sandbox.describe_view(&view, &self.node.options)
     }
-
-    async fn run(&self, request: v1::ExecuteRequest) -> Result<v1::ExecuteResponse> {
-        let sandbox = self.find(&request.sandbox_id)?;
-        executions::execute(&self.node, &sandbox, request)?.response().await
-    }
-
-    async fn run_stream(&self, request: v1::ExecuteRequest) -> Result<Events<node::ExecuteStreamResponse>> {
-        let sandbox = self.find(&request.sandbox_id)?;
-        let caller = executions::execute(&self.node, &sandbox, request)?;
-        caller.started().await?;
-        let events = executions::events(caller);
-        Ok(events.map(|event| Ok(node::ExecuteStreamResponse { event: Some(event?) })).boxed())
-    }
-
-    async fn run_interactive(&self, mut messages: Streaming<node::ExecRequest>) -> Result<Events<node::ExecResponse>> {
-        // a caller that hangs up before it has said anything gets no answer
-        let first = messages.message().await.ok().flatten().and_then(|message| message.request);
-        let Some(exec_request::Input::Start(start)) = first.and_then(|request| request.input) else {
-            return Err(Error::invalid("start", "must be the first message"));
-        };
-        let sandbox = self.find(start.request.as_ref().map_or("", |request| &request.sandbox_id))?;
-        let rest = messages.map(|message| message.map(|message| message.request.unwrap_or_default()));
-        let events = interactive::exec(&self.node, sandbox, start, rest).await?;
-        Ok(events.map(|event| Ok(node::ExecResponse { event: Some(event?) })).boxed())
-    }
 }
 
 #[tonic::async_trait]
 impl node_service_server::NodeService for NodeService {
-    type ExecuteStreamStream = Events<node::ExecuteStreamResponse>;
-    type ExecStream = Events<node::ExecResponse>;
-
     #[instrument(skip_all)]
     async fn acquire_sandbox(
         &self,
@@ -121,8 +102,8 @@ impl node_service_server::NodeService for NodeService {
         &self,
         request: Request<node::ReleaseSandboxRequest>,
     ) -> Answer<node::ReleaseSandboxResponse> {
-        let sandbox = self.find(&request.get_ref().sandbox_id).map_err(to_status)?;
-        self.node.release(&sandbox).await.map_err(to_status)?;
+        let id = sandbox_id(&request.get_ref().sandbox_id).map_err(to_status)?;
+        self.node.release(id).await.map_err(to_status)?;
         Ok(Response::new(node::ReleaseSandboxResponse {}))
     }
 
@@ -155,47 +136,5 @@ impl node_service_server::NodeService for NodeService {
     ) -> Answer<node::ResumeSandboxResponse> {
         let sandbox = Some(self.resume(&request.get_ref().sandbox_id).await.map_err(to_status)?);
         Ok(Response::new(node::ResumeSandboxResponse { sandbox }))
-    }
-
-    #[instrument(skip_all, fields(sandbox_id))]
-    async fn execute(&self, request: Request<node::ExecuteRequest>) -> Answer<node::ExecuteResponse> {
-        let request = request.into_inner().request.unwrap_or_default();
-        let response = Some(self.run(request).await.map_err(to_status)?);
-        Ok(Response::new(node::ExecuteResponse { response }))
-    }
-
-    #[instrument(skip_all, fields(sandbox_id))]
-    async fn execute_stream(&self, request: Request<node::ExecuteStreamRequest>) -> Answer<Self::ExecuteStreamStream> {
-        let request = request.into_inner().request.unwrap_or_default();
-        self.run_stream(request).await.map(Response::new).map_err(to_status)
-    }
-
-    #[instrument(skip_all, fields(sandbox_id))]
-    async fn exec(&self, request: Request<Streaming<node::ExecRequest>>) -> Answer<Self::ExecStream> {
-        self.run_interactive(request.into_inner()).await.map(Response::new).map_err(to_status)
-    }
-
-    #[instrument(skip_all, fields(sandbox_id))]
-    async fn read_file(&self, request: Request<node::ReadFileRequest>) -> Answer<node::ReadFileResponse> {
-        let request = request.into_inner().request.unwrap_or_default();
-        let sandbox = self.find(&request.sandbox_id).map_err(to_status)?;
-        let response = Some(files::read(&sandbox, request).await.map_err(to_status)?);
-        Ok(Response::new(node::ReadFileResponse { response }))
-    }
-
-    #[instrument(skip_all, fields(sandbox_id))]
-    async fn write_file(&self, request: Request<node::WriteFileRequest>) -> Answer<node::WriteFileResponse> {
-        let request = request.into_inner().request.unwrap_or_default();
-        let sandbox = self.find(&request.sandbox_id).map_err(to_status)?;
-        let file = Some(files::write(&sandbox, request).await.map_err(to_status)?);
-        Ok(Response::new(node::WriteFileResponse { file }))
-    }
-
-    #[instrument(skip_all, fields(sandbox_id))]
-    async fn delete_file(&self, request: Request<node::DeleteFileRequest>) -> Answer<node::DeleteFileResponse> {
-        let request = request.into_inner().request.unwrap_or_default();
-        let sandbox = self.find(&request.sandbox_id).map_err(to_status)?;
-        files::delete(&sandbox, request).await.map_err(to_status)?;
-        Ok(Response::new(node::DeleteFileResponse {}))
     }
 }

@@ -1,14 +1,17 @@
-//! Drives one execution: starts it at the agent, reads its events to the end, and ends it when its time is over.
+//! Drives a process: starts it at the agent, moves what it prints into the log, and ends it when its time is over or
+//! nobody wants it any more.
+//!
+//! Invariant: a drive ends, whatever a process, an agent or a reader does: everything it waits for, it waits for
+//! together with its clock and the end of its sandbox.
 
 use std::{sync::Arc, time::Duration};
 
 use cloud_sandbox_model::error::{Error, ErrorKind, Result, reason};
 use cloud_sandbox_proto::agent::v1::{Exited, run_request::Input, run_response::Event};
-use cloud_sandbox_rpc::to_status;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status};
 
-use super::{Execution, Exit, spec::Spec};
+use super::{Driver, Execution, Exit, changes, spec::Spec};
 use crate::{agent::Process, sandbox::Sandbox, signals};
 
 /// How long to wait for word that the sandbox ended when its connection breaks: that is usually why.
@@ -18,151 +21,180 @@ const END_PATIENCE: Duration = Duration::from_secs(1);
 const OOM_TIME: Duration = Duration::from_millis(20);
 
 /// How a process is known to have ended.
-pub(crate) enum Ending {
+enum Ending {
     /// the agent said so
     Reported(Exited),
     /// it was killed, and the agent did not say what became of it within the grace; this long it ran
     GivenUp(Duration),
 }
 
-/// Runs `execution` to its end and records it; its caller may have hung up long before.
-pub(super) async fn drive(
-    sandbox: Arc<Sandbox>,
-    execution: Arc<Execution>,
-    spec: Spec,
-    request_id: String,
-    grace: Duration,
-) {
-    let output_bytes = 2 * spec.max_output;
+/// Why a process did not start.
+enum NoStart {
+    /// it certainly did not
+    Refused(Error),
+    /// it may have
+    Unknown(Error),
+}
+
+/// Runs `spec` as `execution` to its end; its caller may have hung up long before.
+pub(super) async fn process(sandbox: Arc<Sandbox>, execution: Arc<Execution>, spec: Spec, grace: Duration) {
     let end = tokio::select! {
         biased;
         end = run(&sandbox, &execution, spec, grace) => end,
-        () = sandbox.ended.cancelled() => Err(sandbox.gone_error()),
-        () = execution.unwanted.cancelled() => {
-            tracing::debug!("caller hung up; its execution is ended");
-            Err(Error::new(ErrorKind::Cancelled, reason::INVALID_REQUEST, "the caller hung up"))
+        () = sandbox.ended.cancelled() => {
+            let starting = execution.until_begun();
+            if timeout(Duration::ZERO, starting).await.is_err() {
+                // its start may have been on its way
+                execution.started(0);
+            }
+            Err(sandbox.ending_error())
         }
     };
-    let outcome = match &end {
-        Ok(exit) if exit.timed_out => "timeout",
-        Ok(_) => "ended",
-        Err(_) => "failed",
-    };
-    metrics::counter!("cloud_sandbox_executions_total", "outcome" => outcome).increment(1);
-    // its place is free before its caller knows, who may send the next one at once
-    sandbox.executions.end(&execution, &request_id, output_bytes);
-    execution.capture.send_modify(|capture| capture.finish(end.map_err(to_status)));
+    execution.finish(end).await;
 }
 
 async fn run(sandbox: &Sandbox, execution: &Execution, mut spec: Spec, grace: Duration) -> Result<Exit> {
+    let snapshot = if spec.changes { Some(changes::take(sandbox).await?) } else { None };
     let oom_kills_before = sandbox.oom_kills_seen();
     let began = Instant::now();
-    let deadline = began + spec.timeout;
-    let Ok(started) = timeout_at(deadline + grace, start(sandbox, &mut spec, Spec::messages)).await else {
-        // it may run for all we know: its request_id must not start it again
-        execution.capture.send_modify(|capture| capture.started = true);
-        let ending = Ending::GivenUp(began.elapsed());
-        return Ok(exit_of(sandbox, &ending, true, oom_kills_before).await);
+    let started = tokio::select! {
+        biased;
+        started = timeout_at(began + spec.timeout + grace, start(sandbox, &mut spec)) => started,
+        // nothing stands for it that could be asked again
+        () = execution.unwanted.cancelled() => return Err(hung_up()),
     };
-    let mut process = started?;
-    execution.capture.send_modify(|capture| capture.started = true);
-    let (ending, timed_out) = follow(sandbox, execution, &mut process, &spec, began, grace).await?;
+    let mut process = match started {
+        Ok(Ok(process)) => process,
+        Ok(Err(NoStart::Refused(error))) => return Err(error),
+        Ok(Err(NoStart::Unknown(error))) => {
+            execution.started(0);
+            return Err(error);
+        }
+        Err(_) => {
+            execution.started(0);
+            return Err(unknown("the agent did not say whether it started it"));
+        }
+    };
+    execution.drive(Driver::Process { input: process.input.clone(), remote: process.remote.clone() });
+    execution.started(process.remote.pid());
+    let follower = Follower { sandbox, execution, spec: &spec, began, grace };
+    let (ending, timed_out) = follower.follow(&mut process).await?;
     drop(process);
-    Ok(exit_of(sandbox, &ending, timed_out, oom_kills_before).await)
+    let mut exit = exit_of(sandbox, &ending, timed_out, oom_kills_before).await;
+    if let Some(snapshot) = snapshot {
+        exit.changes = Some(changes::compare(sandbox, snapshot).await);
+    }
+    Ok(exit)
 }
 
 /// Starts what `spec` says, with the program that the template has.
-pub(crate) async fn start(
-    sandbox: &Sandbox,
-    spec: &mut Spec,
-    messages: impl Fn(&Spec) -> Vec<Input>,
-) -> Result<Process> {
+async fn start(sandbox: &Sandbox, spec: &mut Spec) -> Result<Process, NoStart> {
     if let Some(probe) = spec.probe()
-        && let Err(status) = sandbox.agent.run(probe).await
+        && let Err(status) = try_out(sandbox, probe, spec.probe_decides()).await
     {
-        return Err(failed_start(sandbox, spec, &status).await);
+        return Err(NoStart::Refused(match spec.refusal(&status) {
+            Some(error) => error,
+            None => lost(sandbox, &status).await,
+        }));
     }
     loop {
-        match sandbox.agent.run(messages(spec)).await {
+        match sandbox.agent.run(spec.messages()).await {
             Ok(process) => return Ok(process),
             Err(status) if status.code() == Code::NotFound && spec.fall_back() => {}
-            Err(status) => return Err(failed_start(sandbox, spec, &status).await),
+            Err(status) => {
+                return Err(match spec.refusal(&status) {
+                    Some(error) => NoStart::Refused(error),
+                    None => NoStart::Unknown(lost(sandbox, &status).await),
+                });
+            }
         }
     }
 }
 
-async fn failed_start(sandbox: &Sandbox, spec: &Spec, status: &Status) -> Error {
-    match status.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled => lost(sandbox, status).await,
-        _ => spec.start_error(status),
+/// Starts a program to see whether it is there, and whether it succeeds where that `decides`.
+async fn try_out(sandbox: &Sandbox, probe: Vec<Input>, decides: bool) -> Result<(), Status> {
+    let mut process = sandbox.agent.run(probe).await?;
+    while decides && let Some(event) = process.next().await? {
+        if let Event::Exited(exited) = event {
+            let succeeded = exited.exit_code == 0 && exited.signal == 0;
+            return if succeeded { Ok(()) } else { Err(Status::not_found("it does not do what is needed")) };
+        }
     }
+    Ok(())
 }
 
-/// Records what the process prints until it ends, and kills it when its time is over.
-async fn follow(
-    sandbox: &Sandbox,
-    execution: &Execution,
-    process: &mut Process,
-    spec: &Spec,
+/// Moves what a process prints into the log until it ends.
+struct Follower<'a> {
+    sandbox: &'a Sandbox,
+    execution: &'a Execution,
+    spec: &'a Spec,
     began: Instant,
     grace: Duration,
-) -> Result<(Ending, bool)> {
-    let mut next = began + spec.timeout;
-    let mut timed_out = false;
-    let mut killing = None;
-    loop {
-        let event = tokio::select! {
+}
+
+impl Follower<'_> {
+    /// How it ended, and whether for its timeout.
+    async fn follow(&self, process: &mut Process) -> Result<(Ending, bool)> {
+        let deadline = self.began + self.spec.timeout;
+        let remote = process.remote.clone();
+        let recorded = self.record(process);
+        tokio::pin!(recorded);
+        let timed_out = tokio::select! {
             // first, so that a process that never stops to print cannot keep its time from being noticed
             biased;
-            () = sleep_until(next) => {
-                if timed_out {
-                    return Ok((Ending::GivenUp(began.elapsed()), true));
-                }
-                timed_out = true;
-                next = Instant::now() + grace;
-                let remote = process.remote.clone();
-                killing = Some(Box::pin(async move { remote.kill().await }));
-                continue;
+            () = sleep_until(deadline) => true,
+            () = self.execution.unwanted.cancelled() => {
+                tracing::debug!("caller hung up; its execution is ended");
+                false
             }
-            // an agent that does not answer is given up after the grace
-            _ = async { killing.as_mut().expect("guarded").await }, if killing.is_some() => {
-                killing = None;
-                continue;
-            }
-            event = process.next() => event,
+            ended = &mut recorded => return Ok((Ending::Reported(ended?), false)),
         };
-        match event {
-            Ok(Some(event)) => {
-                if let Some(exited) = record(execution, event, spec.max_output) {
-                    return Ok((Ending::Reported(exited), timed_out));
-                }
+        // an agent that does not answer is given up after the grace, and so is a reader that holds up the log
+        let given_up = Instant::now() + self.grace;
+        let kill = async {
+            let _ = timeout_at(given_up, remote.kill()).await;
+            sleep_until(given_up).await;
+        };
+        tokio::select! {
+            biased;
+            ended = &mut recorded => Ok((Ending::Reported(ended?), timed_out)),
+            () = kill => Ok((Ending::GivenUp(self.began.elapsed()), timed_out)),
+        }
+    }
+
+    async fn record(&self, process: &mut Process) -> Result<Exited> {
+        loop {
+            match process.next().await {
+                Ok(Some(Event::Stdout(piece))) => self.execution.stdout(&piece).await,
+                Ok(Some(Event::Stderr(piece))) => self.execution.stderr(&piece).await,
+                Ok(Some(Event::Exited(exited))) => return Ok(exited),
+                Ok(Some(Event::Started(_) | Event::Control(_))) => {}
+                Ok(None) => return Err(lost(self.sandbox, &Status::unknown("the stream ended early")).await),
+                Err(status) => return Err(lost(self.sandbox, &status).await),
             }
-            Ok(None) => return Err(lost(sandbox, &Status::unknown("the stream ended early")).await),
-            Err(status) => return Err(lost(sandbox, &status).await),
         }
     }
 }
 
-fn record(execution: &Execution, event: Event, max_output: usize) -> Option<Exited> {
-    match event {
-        Event::Started(_) => {}
-        Event::Stdout(piece) => execution.capture.send_modify(|capture| capture.push_stdout(&piece, max_output)),
-        Event::Stderr(piece) => execution.capture.send_modify(|capture| capture.push_stderr(&piece, max_output)),
-        Event::Exited(exited) => return Some(exited),
-    }
-    None
-}
-
-/// Why an execution's end is not known.
+/// Why an execution's end is not known, when its connection broke.
 pub(crate) async fn lost(sandbox: &Sandbox, status: &Status) -> Error {
     match timeout(END_PATIENCE, sandbox.ended.cancelled()).await {
-        Ok(()) => sandbox.gone_error(),
-        Err(_) => Error::internal("follow the execution", status.clone()),
+        Ok(()) => sandbox.ending_error(),
+        Err(_) => unknown("the connection to the sandbox's agent broke").with_cause(status.clone()),
     }
+}
+
+fn unknown(why: &str) -> Error {
+    let message = format!("the execution was started, and how it ended is not known: {why}");
+    Error::new(ErrorKind::DataLoss, reason::OUTCOME_UNKNOWN, message)
+}
+
+pub(crate) fn hung_up() -> Error {
+    Error::new(ErrorKind::Cancelled, reason::CANCELLED, "the caller hung up")
 }
 
 /// What is told of an end.
-pub(crate) async fn exit_of(sandbox: &Sandbox, ending: &Ending, timed_out: bool, oom_kills_before: u64) -> Exit {
+async fn exit_of(sandbox: &Sandbox, ending: &Ending, timed_out: bool, oom_kills_before: u64) -> Exit {
     match ending {
         Ending::Reported(exited) => {
             let quick = Duration::from_micros(exited.wall_time_us) < OOM_TIME;
@@ -177,6 +209,7 @@ pub(crate) async fn exit_of(sandbox: &Sandbox, ending: &Ending, timed_out: bool,
                 wall_time_ms: milliseconds(exited.wall_time_us),
                 cpu_time_ms: milliseconds(exited.cpu_time_us),
                 peak_memory_bytes: exited.peak_memory_bytes,
+                ..Exit::default()
             }
         }
         Ending::GivenUp(ran) => Exit {

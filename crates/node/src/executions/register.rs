@@ -1,137 +1,240 @@
-//! Which executions of a sandbox run, and which are remembered: decisions only.
+//! Which executions a sandbox has: those that run, those that have ended and are kept, and the request ids of those that
+//! are not kept any more. What is not kept leaves the journal too, as soon as nobody reads it any more.
+//!
+//! Invariant: a `request_id` that has run is found here for as long as the sandbox can run anything, up to a bound that
+//! is far beyond what is asked again.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
-use cloud_sandbox_model::error::{Error, ErrorKind, Result, reason};
+use cloud_sandbox_journal::{Journal, Log, Recovered};
+use cloud_sandbox_model::{
+    ExecutionId, SandboxId,
+    error::{Error, ErrorKind, Result, reason},
+};
+use prost::Message;
+use tokio_util::task::TaskTracker;
 
-use super::Execution;
+use super::{
+    Execution,
+    record::{Head, Owned},
+};
 
 /// Executions at once. A sandbox's limit of processes usually comes first.
 const RUNNING_MAX: usize = 256;
-/// What running executions of all sandboxes may come to hold on the node, in bytes of output.
-const RUNNING_BYTES_MAX: usize = 1024 * 1024 * 1024;
-/// Finished executions kept for a repeated `request_id`.
-const KEPT_MAX: usize = 64;
-/// The output that these may hold, in bytes.
-const KEPT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Finished executions of a sandbox that can be asked for, newest first; the logs of others go when their time is over.
+const KEPT_MAX: usize = 1000;
 /// Request ids remembered after their results are gone, so that none runs twice.
-const REMEMBERED_MAX: usize = 10_000;
+const REMEMBERED_MAX: usize = 100_000;
 
-/// Whose turn a `request_id` is.
-pub(super) enum Turn {
-    First,
-    Later(Arc<Execution>),
-}
-
-/// What an id stands for.
-struct Named {
-    fingerprint: u64,
-    /// none once it was dropped
-    execution: Option<Arc<Execution>>,
-}
-
-/// What the running executions of all sandboxes of a node may still come to hold, in bytes of output.
-pub(crate) struct OutputBudget(AtomicUsize);
-
-impl Default for OutputBudget {
-    fn default() -> Self {
-        Self(AtomicUsize::new(RUNNING_BYTES_MAX))
-    }
-}
-
-impl OutputBudget {
-    fn take(&self, bytes: usize) -> bool {
-        let less = |left: usize| left.checked_sub(bytes);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-    }
+/// The executions of a sandbox.
+pub(crate) struct Executions {
+    sandbox: SandboxId,
+    journal: Journal,
+    state: Mutex<State>,
+    /// the tasks that drive them
+    pub(crate) tasks: TaskTracker,
 }
 
 #[derive(Default)]
 struct State {
+    /// the journal knows whose the sandbox is
+    described: bool,
+    /// the sandbox has ended: nothing begins any more
+    closed: bool,
     running: usize,
-    named: HashMap<String, Named>,
-    /// finished ones, oldest first, with the bytes they hold
-    kept: VecDeque<(String, usize)>,
-    kept_bytes: usize,
-    /// dropped ones, oldest first
-    dropped: VecDeque<String>,
+    records: BTreeMap<ExecutionId, Arc<Execution>>,
+    named: HashMap<String, ExecutionId>,
+    /// oldest first
+    finished: VecDeque<ExecutionId>,
+    forgotten: Forgotten,
 }
 
-/// The executions of a sandbox.
+/// Request ids by their hashes, the oldest of which make room.
 #[derive(Default)]
-pub(crate) struct Executions {
-    state: Mutex<State>,
-    budget: Arc<OutputBudget>,
+struct Forgotten {
+    keys: RandomState,
+    known: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Forgotten {
+    fn insert(&mut self, id: &str) {
+        let hash = self.keys.hash_one(id);
+        if self.known.insert(hash) {
+            self.order.push_back(hash);
+        }
+        if self.order.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn contains(&self, id: &str) -> bool {
+        self.known.contains(&self.keys.hash_one(id))
+    }
+}
+
+/// What is to begin.
+pub(super) struct Beginning {
+    pub(super) id: ExecutionId,
+    pub(super) head: Head,
+    /// bytes of input at its start, and whether more may come
+    pub(super) stdin: (u64, bool),
+}
+
+/// Whose turn a `request_id` is.
+pub(super) enum Turn {
+    First(Arc<Execution>),
+    Later(Arc<Execution>),
 }
 
 impl Executions {
-    /// None yet, with a part in the node's budget.
-    pub(crate) fn within(budget: Arc<OutputBudget>) -> Self {
-        Self { state: Mutex::default(), budget }
+    /// None yet.
+    pub(crate) fn new(sandbox: SandboxId, journal: Journal) -> Arc<Self> {
+        Arc::new(Self { sandbox, journal, state: Mutex::default(), tasks: TaskTracker::new() })
     }
 
-    /// Lets `execution` begin, unless its id has been here. [`Executions::end`] must follow a first turn.
-    pub(super) fn begin(&self, execution: &Arc<Execution>, id: &str, fingerprint: u64, bytes: usize) -> Result<Turn> {
+    /// Those that an earlier process left of a sandbox, which is no more.
+    pub(crate) fn recovered(journal: Journal, left: &Recovered) -> Arc<Self> {
+        let executions = Self::new(left.sandbox, journal);
+        {
+            let mut state = executions.state();
+            state.closed = true;
+            state.described = true;
+            for found in left.logs.iter().filter(|found| !found.log.totals().evicted) {
+                let register = Arc::downgrade(&executions);
+                match Execution::recovered(found.execution, Arc::clone(&found.log), register) {
+                    Some(execution) => state.insert(Arc::new(execution)),
+                    None => executions.journal.remove(left.sandbox, found.execution),
+                }
+            }
+            state.finished = state.records.keys().copied().collect();
+        }
+        executions
+    }
+
+    /// The execution that a `request_id` stands for, if it has been here.
+    pub(super) fn earlier(&self, request_id: &str, fingerprint: &[u8]) -> Result<Option<Arc<Execution>>> {
+        self.state().earlier(request_id, fingerprint)
+    }
+
+    /// Lets an execution begin, unless its id has been here. Its end must be told to [`Executions::end`].
+    pub(super) fn begin(self: &Arc<Self>, beginning: Beginning, owned: impl FnOnce() -> Owned) -> Result<Turn> {
+        let Beginning { id, head, stdin } = beginning;
         let mut state = self.state();
-        if let Some(named) = state.named.get(id) {
-            return named.later(id, fingerprint).map(Turn::Later);
+        if let Some(earlier) = state.earlier(&head.execution.request_id, &head.fingerprint)? {
+            return Ok(Turn::Later(earlier));
         }
-        self.enter_with(&mut state, bytes)?;
-        if !id.is_empty() {
-            state.named.insert(id.to_owned(), Named { fingerprint, execution: Some(Arc::clone(execution)) });
+        if state.closed {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                reason::SANDBOX_GONE,
+                format!("sandbox {} is gone", self.sandbox),
+            ));
         }
-        Ok(Turn::First)
-    }
-
-    /// Room for an execution that is not recorded. [`Executions::leave`] must follow.
-    pub(crate) fn enter(&self) -> Result<()> {
-        self.enter_with(&mut self.state(), 0)
-    }
-
-    fn enter_with(&self, state: &mut State, bytes: usize) -> Result<()> {
-        let refused = |message: String| Error::new(ErrorKind::ResourceExhausted, reason::EXECUTION_LIMIT, message);
         if state.running >= RUNNING_MAX {
-            return Err(refused(format!("the sandbox runs {RUNNING_MAX} executions at once already")));
+            let message = format!("the sandbox runs {RUNNING_MAX} executions at once already");
+            return Err(Error::new(ErrorKind::ResourceExhausted, reason::EXECUTION_LIMIT, message));
         }
-        if !self.budget.take(bytes) {
-            return Err(refused("the node has no room for the output of another execution".to_owned()));
+        if !state.described {
+            self.describe(&owned())?;
+            state.described = true;
         }
+        let log = self.create(id, &head)?;
+        let execution = Arc::new(Execution::new(id, head, log, stdin, Arc::downgrade(self)));
         state.running += 1;
-        Ok(())
+        state.insert(Arc::clone(&execution));
+        Ok(Turn::First(execution))
     }
 
-    /// An execution that was not recorded is over.
-    pub(crate) fn leave(&self) {
-        self.state().running -= 1;
+    fn create(&self, id: ExecutionId, head: &Head) -> Result<Arc<Log>> {
+        self.journal.create(self.sandbox, id, &head.encode_to_vec()).map_err(unavailable)
     }
 
-    /// An execution is over. One that never started is forgotten, so that a repeat tries again.
-    pub(super) fn end(&self, execution: &Execution, id: &str, bytes: usize) {
-        let (started, kept_bytes) = {
-            let capture = execution.capture.borrow();
-            (capture.started, capture.kept_bytes())
-        };
+    /// Notes in the journal whose the sandbox is, and why it ended.
+    pub(crate) fn describe(&self, owned: &Owned) -> Result<()> {
+        self.journal.describe_sandbox(self.sandbox, &owned.encode_to_vec()).map_err(unavailable)
+    }
+
+    /// An execution is over. One that never ran is forgotten, so that a repeat tries again.
+    pub(super) fn end(&self, execution: &Execution, refused: bool) {
+        // deleted when the register is not locked any more
+        let mut gone = Vec::new();
         let mut state = self.state();
         state.running -= 1;
-        self.budget.give_back(bytes);
-        if id.is_empty() {
-            return;
-        }
-        if started {
-            state.keep(id, kept_bytes);
+        if refused {
+            state.named.remove(execution.request_id());
+            gone.extend(state.records.remove(&execution.id));
         } else {
-            state.named.remove(id);
+            state.finished.push_back(execution.id);
         }
+        while state.finished.len() > KEPT_MAX
+            && let Some(oldest) = state.finished.pop_front()
+        {
+            gone.extend(state.forget(oldest));
+        }
+        drop(state);
+        for execution in gone {
+            execution.forgotten.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops what a forgotten execution printed.
+    pub(super) fn discard(&self, id: ExecutionId) {
+        self.journal.remove(self.sandbox, id);
+    }
+
+    /// The journal has dropped what an execution printed.
+    pub(crate) fn evicted(&self, id: ExecutionId) {
+        let mut state = self.state();
+        state.finished.retain(|finished| *finished != id);
+        let gone = state.forget(id);
+        drop(state);
+        drop(gone);
+    }
+
+    /// An execution that is kept.
+    pub(crate) fn get(&self, id: ExecutionId) -> Result<Arc<Execution>> {
+        let found = self.state().records.get(&id).cloned();
+        found.filter(|execution| !execution.log.totals().evicted).ok_or_else(|| {
+            let message = format!("execution {id} not found");
+            Error::new(ErrorKind::NotFound, reason::EXECUTION_NOT_FOUND, message)
+        })
+    }
+
+    /// Up to `limit` executions after `after`, oldest first, that `wanted` says yes to.
+    pub(crate) fn list(
+        &self,
+        after: Option<ExecutionId>,
+        limit: usize,
+        wanted: impl Fn(&Execution) -> bool,
+    ) -> Vec<Arc<Execution>> {
+        let state = self.state();
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let there = |execution: &&Arc<Execution>| !execution.log.totals().evicted && wanted(execution);
+        let range = state.records.range((from, std::ops::Bound::Unbounded));
+        range.map(|(_, execution)| execution).filter(there).take(limit).cloned().collect()
+    }
+
+    /// Whether the journal has anything of the sandbox.
+    pub(crate) fn have_begun(&self) -> bool {
+        self.state().described
+    }
+
+    /// Whether nothing is kept.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state().records.is_empty()
+    }
+
+    /// Nothing begins any more.
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+        self.tasks.close();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -139,111 +242,197 @@ impl Executions {
     }
 }
 
-impl Named {
-    fn later(&self, id: &str, fingerprint: u64) -> Result<Arc<Execution>> {
-        if self.fingerprint != fingerprint {
-            let message = format!("request_id {id} stands for another execution");
+impl State {
+    fn earlier(&self, request_id: &str, fingerprint: &[u8]) -> Result<Option<Arc<Execution>>> {
+        if request_id.is_empty() {
+            return Ok(None);
+        }
+        let expired = || {
+            let message = format!("the result of request_id {request_id} is no longer kept; it is not run again");
+            Error::new(ErrorKind::FailedPrecondition, reason::RESULT_EXPIRED, message)
+        };
+        let Some(execution) = self.named.get(request_id).and_then(|id| self.records.get(id)) else {
+            return if self.forgotten.contains(request_id) { Err(expired()) } else { Ok(None) };
+        };
+        if execution.fingerprint() != fingerprint {
+            let message = format!("request_id {request_id} stands for another execution");
             return Err(Error::new(ErrorKind::AlreadyExists, reason::REQUEST_ID_REUSED, message));
         }
-        self.execution.clone().ok_or_else(|| {
-            let message = format!("the result of request_id {id} is no longer kept; it is not run again");
-            Error::new(ErrorKind::FailedPrecondition, reason::INVALID_REQUEST, message)
-        })
+        if execution.log.totals().evicted { Err(expired()) } else { Ok(Some(Arc::clone(execution))) }
+    }
+
+    fn insert(&mut self, execution: Arc<Execution>) {
+        if !execution.request_id().is_empty() {
+            self.named.insert(execution.request_id().to_owned(), execution.id);
+        }
+        self.records.insert(execution.id, execution);
+    }
+
+    fn forget(&mut self, id: ExecutionId) -> Option<Arc<Execution>> {
+        let execution = self.records.remove(&id)?;
+        if !execution.request_id().is_empty() {
+            self.named.remove(execution.request_id());
+            self.forgotten.insert(execution.request_id());
+        }
+        Some(execution)
     }
 }
 
-impl State {
-    fn keep(&mut self, id: &str, bytes: usize) {
-        self.kept.push_back((id.to_owned(), bytes));
-        self.kept_bytes += bytes;
-        while self.kept.len() > KEPT_MAX || self.kept_bytes > KEPT_BYTES_MAX {
-            let Some((id, bytes)) = self.kept.pop_front() else { break };
-            self.kept_bytes -= bytes;
-            if let Some(named) = self.named.get_mut(&id) {
-                named.execution = None;
-            }
-            self.dropped.push_back(id);
-        }
-        while self.dropped.len() > REMEMBERED_MAX {
-            if let Some(id) = self.dropped.pop_front() {
-                self.named.remove(&id);
-            }
-        }
-    }
+fn unavailable(error: std::io::Error) -> Error {
+    let message = "the node's journal of executions is unavailable";
+    Error::new(ErrorKind::Unavailable, reason::STORE_UNAVAILABLE, message).with_cause(error)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use cloud_sandbox_proto::v1;
 
-    fn run(executions: &Executions, id: &str, output: usize) -> Result<Turn> {
-        let execution = Arc::new(Execution::new());
-        let turn = executions.begin(&execution, id, 1, 0)?;
-        if matches!(turn, Turn::First) {
-            execution.capture.send_modify(|capture| {
-                capture.started = true;
-                capture.push_stdout(&vec![b'x'; output], output);
-            });
-            executions.end(&execution, id, 0);
+    use super::*;
+    use crate::executions::Exit;
+
+    struct Bench {
+        executions: Arc<Executions>,
+        folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let options = cloud_sandbox_journal::Options::new(folder.path().join("journal"));
+            let journal = Journal::open(options).unwrap().0;
+            Self { executions: Executions::new(SandboxId::generate(), journal), folder }
         }
-        Ok(turn)
+
+        /// In the sandbox's folder.
+        fn files(&self) -> usize {
+            let folder = self.folder.path().join("journal").join(self.executions.sandbox.to_string());
+            std::fs::read_dir(folder).unwrap().count()
+        }
+
+        fn begin(&self, request_id: &str, fingerprint: &[u8]) -> Result<Turn> {
+            let execution = v1::Execution { request_id: request_id.to_owned(), ..Default::default() };
+            let head = Head { execution, fingerprint: fingerprint.to_vec() };
+            let beginning = Beginning { id: ExecutionId::generate(), head, stdin: (0, false) };
+            self.executions.begin(beginning, Owned::default)
+        }
+
+        fn run(&self, request_id: &str) -> Result<Arc<Execution>> {
+            match self.begin(request_id, b"1")? {
+                Turn::First(execution) => {
+                    execution.started(1);
+                    execution.end(Ok(Exit::default()));
+                    Ok(execution)
+                }
+                Turn::Later(execution) => Ok(execution),
+            }
+        }
     }
 
     #[test]
     fn oldest_results_make_room_and_are_never_run_again() {
-        let executions = Executions::default();
-        for index in 0..=KEPT_MAX {
-            assert!(matches!(run(&executions, &format!("r{index}"), 1).unwrap(), Turn::First));
+        let bench = Bench::new();
+        let first = bench.run("r0").unwrap();
+        assert_eq!(bench.run("r0").unwrap().id, first.id);
+        for index in 1..=KEPT_MAX {
+            bench.run(&format!("r{index}")).unwrap();
         }
-        assert!(matches!(run(&executions, "r1", 1).unwrap(), Turn::Later(_)));
-        let error = run(&executions, "r0", 1).err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-        assert!(error.message().contains("no longer kept"), "{error}");
+        let error = bench.run("r0").err().unwrap();
+        assert_eq!((error.kind(), error.reason()), (ErrorKind::FailedPrecondition, "RESULT_EXPIRED"));
+        assert_eq!(bench.executions.get(first.id).err().unwrap().reason(), "EXECUTION_NOT_FOUND");
+        bench.run("r1").unwrap();
     }
 
     #[test]
-    fn kept_output_is_bounded_by_its_bytes() {
-        let executions = Executions::default();
-        for id in ["a", "b", "c"] {
-            run(&executions, id, KEPT_BYTES_MAX / 2).unwrap();
+    fn what_is_forgotten_leaves_the_journal_when_nobody_reads_it() {
+        let bench = Bench::new();
+        let first = bench.run("").unwrap();
+        for _ in 0..KEPT_MAX + 50 {
+            bench.run("").unwrap();
         }
-        assert!(run(&executions, "a", 1).is_err());
-        assert!(matches!(run(&executions, "b", 1).unwrap(), Turn::Later(_)));
+        // the one that is held, and what is noted of the sandbox
+        assert_eq!(bench.files(), KEPT_MAX + 2);
+        assert!(bench.executions.get(first.id).is_err() && !first.log.totals().evicted);
+        let log = Arc::clone(&first.log);
+        drop(first);
+        assert!(log.totals().evicted);
+        assert_eq!(bench.files(), KEPT_MAX + 1);
     }
 
     #[test]
-    fn remembered_ids_are_bounded() {
-        let executions = Executions::default();
-        for index in 0..REMEMBERED_MAX + KEPT_MAX + 10 {
-            run(&executions, &format!("r{index}"), 0).unwrap();
+    fn refused_start_leaves_nothing_in_the_journal() {
+        let bench = Bench::new();
+        for _ in 0..20 {
+            let Turn::First(execution) = bench.begin("a", b"1").unwrap() else { panic!() };
+            execution.end(Err(Error::invalid("argv", "must be there")));
         }
-        assert_eq!(executions.state().named.len(), REMEMBERED_MAX + KEPT_MAX);
+        assert_eq!(bench.files(), 1);
+    }
+
+    #[test]
+    fn refused_start_that_a_crash_left_is_no_execution() {
+        let bench = Bench::new();
+        let ran = bench.run("ran").unwrap().id;
+        let Turn::First(refused) = bench.begin("refused", b"1").unwrap() else { panic!() };
+        let Turn::First(lost) = bench.begin("lost", b"1").unwrap() else { panic!() };
+        // as far as a process comes that dies before it removes the log
+        let tail = super::super::record::Tail { refused: true, ..Default::default() };
+        refused.log.finish(&tail.encode_to_vec());
+        let (sandbox, ids) = (bench.executions.sandbox, [refused.id, lost.id]);
+        let Bench { executions, folder } = bench;
+        drop((refused, lost, executions));
+        let options = cloud_sandbox_journal::Options::new(folder.path().join("journal"));
+        let (journal, left) = Journal::open(options).unwrap();
+        let executions = Executions::recovered(journal.clone(), &left[0]);
+        let listed: Vec<_> = executions.list(None, 10, |_| true).iter().map(|execution| execution.id).collect();
+        assert_eq!(listed, [ran, ids[1]]);
+        assert!(journal.log(sandbox, ids[0]).is_none() && journal.log(sandbox, ids[1]).is_some());
+        assert!(executions.earlier("refused", b"2").unwrap().is_none());
     }
 
     #[test]
     fn id_with_other_content_is_refused() {
-        let executions = Executions::default();
-        run(&executions, "a", 1).unwrap();
-        let error = executions.begin(&Arc::new(Execution::new()), "a", 2, 0).err().unwrap();
+        let bench = Bench::new();
+        bench.run("a").unwrap();
+        let error = bench.begin("a", b"2").err().unwrap();
         assert_eq!((error.kind(), error.reason()), (ErrorKind::AlreadyExists, "REQUEST_ID_REUSED"));
     }
 
     #[test]
-    fn executions_at_once_are_bounded_by_number_and_by_what_the_whole_node_may_print() {
-        let executions = Executions::default();
-        for _ in 0..RUNNING_MAX {
-            executions.enter().unwrap();
-        }
-        assert_eq!(executions.enter().unwrap_err().reason(), "EXECUTION_LIMIT");
-        executions.leave();
-        executions.enter().unwrap();
+    fn one_that_never_ran_is_forgotten() {
+        let bench = Bench::new();
+        let Turn::First(execution) = bench.begin("a", b"1").unwrap() else { panic!() };
+        execution.end(Err(Error::invalid("argv", "must be there")));
+        assert!(matches!(bench.begin("a", b"2").unwrap(), Turn::First(_)));
+        assert!(bench.executions.get(execution.id).is_err());
+    }
 
-        let budget = Arc::new(OutputBudget::default());
-        let (large, other) = (Executions::within(Arc::clone(&budget)), Executions::within(budget));
-        let execution = Arc::new(Execution::new());
-        large.begin(&execution, "", 0, RUNNING_BYTES_MAX).unwrap();
-        assert_eq!(other.begin(&execution, "", 0, 1).err().unwrap().reason(), "EXECUTION_LIMIT");
-        large.end(&execution, "", RUNNING_BYTES_MAX);
-        other.begin(&execution, "", 0, 1).unwrap();
+    #[test]
+    fn executions_at_once_are_bounded() {
+        let bench = Bench::new();
+        let running: Vec<_> = (0..RUNNING_MAX).map(|_| bench.begin("", b"").unwrap()).collect();
+        assert_eq!(bench.begin("", b"").err().unwrap().reason(), "EXECUTION_LIMIT");
+        let Turn::First(execution) = &running[0] else { panic!() };
+        execution.started(1);
+        execution.end(Ok(Exit::default()));
+        assert!(bench.begin("", b"").is_ok());
+    }
+
+    #[test]
+    fn nothing_begins_once_the_sandbox_has_ended() {
+        let bench = Bench::new();
+        bench.run("a").unwrap();
+        bench.executions.close();
+        assert!(bench.run("a").is_ok());
+        assert_eq!(bench.run("b").err().unwrap().reason(), "SANDBOX_GONE");
+    }
+
+    #[test]
+    fn forgotten_ids_are_bounded() {
+        let mut forgotten = Forgotten::default();
+        for index in 0..REMEMBERED_MAX + 10 {
+            forgotten.insert(&index.to_string());
+        }
+        assert!(!forgotten.contains("9") && forgotten.contains("10"));
+        assert_eq!((forgotten.known.len(), forgotten.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
     }
 }

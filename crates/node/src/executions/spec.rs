@@ -1,19 +1,24 @@
 //! From a request to what the agent is told: validated, with its defaults, its language and its environment.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use cloud_sandbox_model::{
-    ExecutionId,
+    ExecutionId, SandboxId,
     error::{Error, ErrorKind, Result, reason},
+    id::ContextId,
     input::Violations,
 };
 use cloud_sandbox_proto::{
     agent::v1::{CloseStdin, StagedFile, Start, WindowSize, run_request::Input},
-    v1::ExecuteRequest,
+    v1::{self, ExecuteRequest, OutputStrategy, TerminalSize},
 };
 use tonic::{Code, Status};
 
+use super::{Budget, Job, record::Head};
 use crate::languages::Language;
 
 const CODE_MAX: usize = 1024 * 1024;
@@ -27,6 +32,13 @@ const TIMEOUT_DEFAULT_MS: u32 = 60_000;
 const TIMEOUT_INTERACTIVE_MS: u32 = 3_600_000;
 const OUTPUT_MAX: u32 = 8 * 1024 * 1024;
 const OUTPUT_DEFAULT: u32 = 1024 * 1024;
+const TERMINAL_MAX: u32 = 1000;
+const TAG_MAX: usize = 128;
+/// What a user name of Linux takes (useradd(8)), with room.
+const USER_MAX: usize = 64;
+const SUMMARY_MAX: usize = 256;
+/// Stands for the default context of a language.
+const DEFAULT_CONTEXT: &str = "default";
 const CWD_DEFAULT: &str = "/workspace";
 const BASE_ENV: [(&str, &str); 6] = [
     // where a Go from go.dev lies comes last: nothing else is there
@@ -38,128 +50,188 @@ const BASE_ENV: [(&str, &str); 6] = [
     ("TMPDIR", "/tmp"),
 ];
 
-/// What of it makes a difference.
+/// How an execution was asked for, as far as it makes a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// runs to its end; its output is kept
-    Kept,
-    /// its output goes to whoever started it
+    /// answered at its end
+    Unary,
+    /// its events are sent
+    Stream,
+    /// its events are sent and input comes
     Interactive,
+    /// nobody waits for it
+    Background,
+}
+
+impl Mode {
+    fn timeout_default_ms(self) -> u32 {
+        match self {
+            Self::Unary | Self::Stream => TIMEOUT_DEFAULT_MS,
+            Self::Interactive => TIMEOUT_INTERACTIVE_MS,
+            Self::Background => TIMEOUT_MAX_MS,
+        }
+    }
 }
 
 #[derive(Debug)]
-enum What {
+enum Program {
     Code(&'static Language),
     Command,
-    Program,
+    Exact,
 }
 
 /// A process to be started.
 #[derive(Debug)]
 pub(crate) struct Spec {
-    what: What,
+    program: Program,
     start: Start,
     stdin: Bytes,
+    stdin_open: bool,
     template: String,
     pub(crate) timeout: Duration,
-    pub(crate) max_output: usize,
+    pub(crate) changes: bool,
 }
 
-impl Spec {
+/// What is to be run.
+#[derive(Debug)]
+pub(super) enum What {
+    Process(Box<Spec>),
+    Context(Box<Job>),
+}
+
+impl What {
+    /// How many bytes of input it is given first, and whether more may come.
+    pub(super) fn stdin(&self) -> (u64, bool) {
+        match self {
+            Self::Process(spec) => (spec.stdin.len() as u64, spec.stdin_open),
+            Self::Context(_) => (0, false),
+        }
+    }
+}
+
+/// A request, understood.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) what: What,
+    /// what is told of it
+    pub(super) head: Head,
+}
+
+impl Plan {
     /// What `request` means in a sandbox with this environment and template.
-    pub(crate) fn new(
+    pub(super) fn new(
         request: ExecuteRequest,
-        id: ExecutionId,
+        (sandbox, id): (SandboxId, ExecutionId),
         sandbox_env: &HashMap<String, String>,
         template: &str,
         mode: Mode,
     ) -> Result<Self> {
         validate(&request, mode)?;
-        let cwd = if request.cwd.is_empty() { CWD_DEFAULT.to_owned() } else { request.cwd };
-        let mut env: HashMap<_, _> = BASE_ENV.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        env.extend(sandbox_env.clone());
-        env.extend(request.env);
+        let execution = describe(&request, sandbox, id);
+        let timeout_ms = if request.timeout_ms == 0 { mode.timeout_default_ms() } else { request.timeout_ms };
+        let timeout = Duration::from_millis(timeout_ms.into());
+        let what = if request.context_id.is_empty() {
+            What::Process(Box::new(Spec::new(request, id, sandbox_env, template, timeout)))
+        } else {
+            What::Context(Box::new(Job {
+                context_id: request.context_id,
+                language: request.language,
+                code: request.code.unwrap_or_default(),
+                cwd: Some(request.cwd).filter(|cwd| !cwd.is_empty()),
+                env: request.env,
+                timeout,
+                changes: request.changes,
+            }))
+        };
+        Ok(Self { what, head: Head { execution, fingerprint: Vec::new() } })
+    }
+}
 
+impl Spec {
+    fn new(
+        request: ExecuteRequest,
+        id: ExecutionId,
+        sandbox_env: &HashMap<String, String>,
+        template: &str,
+        timeout: Duration,
+    ) -> Self {
+        let cwd = if request.cwd.is_empty() { CWD_DEFAULT.to_owned() } else { request.cwd };
+        let mut env = environment(sandbox_env, request.env);
         let mut staged = None;
-        let (what, argv) = if let Some(code) = request.code {
+        let (program, argv) = if let Some(code) = request.code {
             let language = Language::find(&request.language).expect("validated");
             let path = format!("/tmp/.run-{id}/{}", language.file);
             let argv = language.argv(&path, &cwd);
             language.prepare(&mut env, &cwd);
             staged = Some(StagedFile { path, content: code.into() });
-            (What::Code(language), argv)
+            (Program::Code(language), argv)
         } else if let Some(line) = request.command {
-            (What::Command, vec!["bash".to_owned(), "-c".to_owned(), line])
+            (Program::Command, vec!["bash".to_owned(), "-c".to_owned(), line])
         } else {
-            (What::Program, request.argv)
+            (Program::Exact, request.argv)
         };
-
-        let default_ms = if mode == Mode::Interactive { TIMEOUT_INTERACTIVE_MS } else { TIMEOUT_DEFAULT_MS };
-        let timeout_ms = if request.timeout_ms == 0 { default_ms } else { request.timeout_ms };
-        let max_output = if request.max_output_bytes == 0 { OUTPUT_DEFAULT } else { request.max_output_bytes };
-        Ok(Self {
-            what,
-            start: Start { argv, env, cwd, terminal: None, staged },
+        let terminal = request.terminal.map(|size| WindowSize { rows: size.rows, cols: size.cols });
+        Self {
+            program,
+            start: Start { argv, env, cwd, terminal, staged, user: request.user, control: false },
             stdin: request.stdin.into(),
+            stdin_open: request.stdin_open,
             template: template.to_owned(),
-            timeout: Duration::from_millis(timeout_ms.into()),
-            max_output: max_output as usize,
-        })
+            timeout,
+            changes: request.changes,
+        }
     }
 
-    /// Runs it on a terminal.
-    pub(crate) fn on_terminal(mut self, size: WindowSize) -> Self {
-        self.start.terminal = Some(size);
-        self
-    }
-
-    /// The first messages of its run: all of its input.
+    /// The first messages of its run.
     pub(crate) fn messages(&self) -> Vec<Input> {
-        let mut messages = self.open_messages();
+        let mut messages = vec![Input::Start(self.start.clone())];
         if !self.stdin.is_empty() {
             messages.push(Input::Stdin(self.stdin.clone()));
         }
-        messages.push(Input::CloseStdin(CloseStdin {}));
+        if !self.stdin_open {
+            messages.push(Input::CloseStdin(CloseStdin {}));
+        }
         messages
-    }
-
-    /// The first message of its run: input follows.
-    pub(crate) fn open_messages(&self) -> Vec<Input> {
-        vec![Input::Start(self.start.clone())]
     }
 
     /// What is to be run first, to see whether the language is there.
     pub(crate) fn probe(&self) -> Option<Vec<Input>> {
-        let What::Code(language) = self.what else { return None };
+        let Program::Code(language) = self.program else { return None };
         let argv = language.probe?.iter().map(|word| (*word).to_owned()).collect();
         let start = Start { argv, terminal: None, staged: None, ..self.start.clone() };
         Some(vec![Input::Start(start), Input::CloseStdin(CloseStdin {})])
     }
 
+    /// Whether that also has to succeed.
+    pub(crate) fn probe_decides(&self) -> bool {
+        matches!(self.program, Program::Code(language) if language.probe_decides)
+    }
+
     /// Turns to another program when the first choice is not there. Says whether there is another.
     pub(crate) fn fall_back(&mut self) -> bool {
         let program = &mut self.start.argv[0];
-        let falls = matches!(self.what, What::Command) && program == "bash";
+        let falls = matches!(self.program, Program::Command) && program == "bash";
         if falls {
             "sh".clone_into(program);
         }
         falls
     }
 
-    /// Why it did not start, from what the agent said.
-    pub(crate) fn start_error(&self, status: &Status) -> Error {
+    /// Why it certainly did not start, from what the agent said; none when that is not certain.
+    pub(crate) fn refusal(&self, status: &Status) -> Option<Error> {
         let message = status.message();
         let precondition = |reason: &str, message: String| Error::new(ErrorKind::FailedPrecondition, reason, message);
-        match (status.code(), &self.what) {
-            (Code::NotFound, What::Code(language)) => {
+        Some(match (status.code(), &self.program) {
+            (Code::NotFound, Program::Code(language)) => {
                 let (name, program, template) = (language.name, language.program, &self.template);
-                let message = format!("language {name} is not available: template {template} has no {program}");
+                let message =
+                    format!("language {name} is not available: template {template} has no {}", language.needs());
                 precondition(reason::LANGUAGE_UNAVAILABLE, message)
                     .with_metadata("language", name)
                     .with_metadata("program", program)
                     .with_metadata("template", template)
             }
-            (Code::NotFound, What::Program | What::Command) => {
+            (Code::NotFound, Program::Exact | Program::Command) => {
                 precondition(reason::PROGRAM_NOT_FOUND, message.to_owned())
                     .with_metadata("program", &self.start.argv[0])
                     .with_metadata("template", &self.template)
@@ -171,9 +243,56 @@ impl Spec {
             (Code::ResourceExhausted, _) => {
                 Error::new(ErrorKind::ResourceExhausted, reason::EXECUTION_LIMIT, message.to_owned())
             }
-            _ => Error::internal("start the execution", status.clone()),
-        }
+            (Code::Unimplemented, _) => Error::internal("start the execution", status.clone()),
+            _ => return None,
+        })
     }
+}
+
+/// The base, the sandbox's and the call's variables, later ones winning.
+pub(crate) fn environment(sandbox: &HashMap<String, String>, call: HashMap<String, String>) -> HashMap<String, String> {
+    let mut env: HashMap<_, _> = BASE_ENV.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    env.extend(sandbox.clone());
+    env.extend(call);
+    env
+}
+
+/// What is told of an execution from its beginning.
+fn describe(request: &ExecuteRequest, sandbox: SandboxId, id: ExecutionId) -> v1::Execution {
+    let cwd = if request.cwd.is_empty() && request.context_id.is_empty() { CWD_DEFAULT } else { &request.cwd };
+    v1::Execution {
+        execution_id: id.to_string(),
+        sandbox_id: sandbox.to_string(),
+        summary: summary(request),
+        tag: request.tag.clone(),
+        request_id: request.request_id.clone(),
+        cwd: cwd.to_owned(),
+        has_terminal: request.terminal.is_some(),
+        context_id: request.context_id.clone(),
+        create_time: Some(SystemTime::now().into()),
+        ..v1::Execution::default()
+    }
+}
+
+fn in_default_context(context_id: &str) -> bool {
+    context_id.is_empty() || context_id == DEFAULT_CONTEXT
+}
+
+/// What runs, on one line.
+fn summary(request: &ExecuteRequest) -> String {
+    let text = if request.code.is_some() && request.language.is_empty() && !in_default_context(&request.context_id) {
+        // the context knows its language, this call does not
+        "code".to_owned()
+    } else if request.code.is_some() {
+        Language::find(&request.language).map_or("", |language| language.name).to_owned()
+    } else if let Some(line) = &request.command {
+        line.clone()
+    } else {
+        request.argv.join(" ")
+    };
+    let mut line: String = text.chars().take(SUMMARY_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    line.truncate(line.floor_char_boundary(SUMMARY_MAX));
+    line
 }
 
 fn validate(request: &ExecuteRequest, mode: Mode) -> Result<()> {
@@ -200,13 +319,72 @@ fn validate(request: &ExecuteRequest, mode: Mode) -> Result<()> {
     violations.range("timeout_ms", &request.timeout_ms, &0, &TIMEOUT_MAX_MS);
     violations.range("max_output_bytes", &request.max_output_bytes, &0, &OUTPUT_MAX);
     violations.request_id("request_id", &request.request_id);
-    if mode == Mode::Interactive {
-        let why = "must be empty in an interactive execution";
-        violations.check(request.stdin.is_empty(), "stdin", why);
-        violations.check(request.max_output_bytes == 0, "max_output_bytes", why);
-        violations.check(request.request_id.is_empty(), "request_id", why);
+    if let Some(size) = request.terminal {
+        validate_size(&mut violations, size, "terminal");
+    }
+    validate_labels(&mut violations, request);
+    validate_mode(&mut violations, request, mode);
+    if !request.context_id.is_empty() {
+        validate_in_context(&mut violations, request, mode);
     }
     violations.finish()
+}
+
+fn validate_labels(violations: &mut Violations, request: &ExecuteRequest) {
+    let good = |c: char| c.is_ascii_alphanumeric() || "._:/@-".contains(c);
+    let tagged = request.tag.len() <= TAG_MAX && request.tag.chars().all(good);
+    violations.check(tagged, "tag", format!("must be up to {TAG_MAX} characters of [A-Za-z0-9._:/@-]"));
+    let good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let named = request.user.len() <= USER_MAX && request.user.chars().all(good);
+    violations.check(named, "user", format!("must be up to {USER_MAX} characters of [A-Za-z0-9._-]"));
+}
+
+fn validate_mode(violations: &mut Violations, request: &ExecuteRequest, mode: Mode) {
+    let strategy = OutputStrategy::try_from(request.output_strategy);
+    violations.check(strategy.is_ok(), "output_strategy", "must be head, tail, head_tail or errors");
+    let head = matches!(strategy, Ok(OutputStrategy::Unspecified | OutputStrategy::Head) | Err(_));
+    let given = request.max_output_bytes != 0;
+    match mode {
+        Mode::Unary => {}
+        Mode::Stream => violations.check(head, "output_strategy", "must be head in a streamed execution"),
+        Mode::Interactive => {
+            violations.check(!given, "max_output_bytes", "must be empty in an interactive execution");
+            let given = request.output_strategy != 0;
+            violations.check(!given, "output_strategy", "must be empty in an interactive execution");
+        }
+        Mode::Background => {
+            let why = "must be empty in the background";
+            violations.check(!given, "max_output_bytes", why);
+            violations.check(request.output_strategy == 0, "output_strategy", why);
+            violations.check(!request.changes, "changes", why);
+        }
+    }
+}
+
+fn validate_in_context(violations: &mut Violations, request: &ExecuteRequest, mode: Mode) {
+    let id = &request.context_id;
+    let named = id == DEFAULT_CONTEXT || id.parse::<ContextId>().is_ok();
+    violations.check(named, "context_id", format!("must be a context's id, or {DEFAULT_CONTEXT}"));
+    let why = "must be empty in a code context";
+    violations.check(request.command.is_none(), "command", why);
+    violations.check(request.argv.is_empty(), "argv", why);
+    violations.check(request.stdin.is_empty(), "stdin", why);
+    violations.check(request.terminal.is_none(), "terminal", why);
+    // an interactive call has its input open without having asked for it
+    violations.check(!request.stdin_open || mode == Mode::Interactive, "stdin_open", why);
+    violations.check(request.user.is_empty(), "user", why);
+}
+
+/// Checks a terminal's size.
+pub(crate) fn validate_size(violations: &mut Violations, size: TerminalSize, field: &str) {
+    violations.range(&format!("{field}.rows"), &size.rows, &1, &TERMINAL_MAX);
+    violations.range(&format!("{field}.cols"), &size.cols, &1, &TERMINAL_MAX);
+}
+
+/// How much output a unary or streamed call returns, and which part of it.
+pub(crate) fn budget(request: &ExecuteRequest) -> Budget {
+    let bytes = if request.max_output_bytes == 0 { OUTPUT_DEFAULT } else { request.max_output_bytes };
+    Budget::new(bytes as usize, request.output_strategy())
 }
 
 fn validate_argv(violations: &mut Violations, argv: &[String]) {

@@ -10,7 +10,7 @@ use cloud_sandbox_proto::v1;
 use cloud_sandbox_storage::SandboxEntry;
 
 use super::{Sandbox, limits_message};
-use crate::options::Options;
+use crate::{executions::Owned, options::Options};
 
 /// Whose acquire it was: tenant, user and their `request_id`.
 pub(crate) type ClaimKey = (String, String, String);
@@ -49,6 +49,20 @@ impl Lease {
         }
     }
 
+    /// Whose the sandbox is, as the journal keeps it.
+    pub(crate) fn owned(&self, template: &str) -> Owned {
+        let acquired_at = self.acquired_at.duration_since(SystemTime::UNIX_EPOCH);
+        Owned {
+            tenant: self.tenant.clone(),
+            user: self.user.clone(),
+            template: template.to_owned(),
+            limits: Some(limits_message(self.limits)),
+            acquired_at: acquired_at.map_or(0, |since| since.as_secs()),
+            cause: String::new(),
+            cause_text: String::new(),
+        }
+    }
+
     pub(super) fn entry(&self, sandbox: &Sandbox, paused: bool, options: &Options) -> SandboxEntry {
         SandboxEntry {
             id: sandbox.id,
@@ -58,6 +72,7 @@ impl Lease {
             node_address: options.address.clone(),
             template: sandbox.template.clone(),
             paused,
+            ended: false,
             limits: self.limits,
             metadata: self.metadata.clone(),
             acquired_at: self.acquired_at,

@@ -23,12 +23,21 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{Command, EndCause, Lease, Sandbox, View, runtime_error};
-use crate::{agent::Agent, executions::Executions, node::Shared, pool::Slot};
+use crate::{
+    agent::Agent,
+    archive::Archived,
+    contexts::{self, Contexts},
+    executions::Executions,
+    node::Shared,
+    pool::Slot,
+};
 
 const DESTROY_PAUSE: Duration = Duration::from_millis(100);
 const DESTROY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often an acquired sandbox is written into the directory again, which may have been emptied meanwhile.
 const PUT_AGAIN: Duration = Duration::from_secs(30);
+/// How long the end of a sandbox waits for its executions to be recorded as ended with it.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Later than any lease: a sandbox that nobody has acquired does not expire.
 const NEVER: Duration = Duration::from_secs(86_400 * 365);
 
@@ -53,7 +62,8 @@ pub(crate) fn spawn(
         id,
         template: HOST_TEMPLATE.to_owned(),
         agent: Agent::new(Arc::clone(&node.runtime), id),
-        executions: Executions::within(Arc::clone(&node.output)),
+        executions: Executions::new(id, node.journal.clone()),
+        contexts: Contexts::default(),
         ended: CancellationToken::new(),
         finished: CancellationToken::new(),
         runtime: Arc::clone(&node.runtime),
@@ -81,7 +91,7 @@ struct Owner {
 impl Owner {
     async fn run(mut self, purpose: Purpose, made: oneshot::Sender<Result<()>>) {
         let began = Instant::now();
-        let outcome = self.create().await;
+        let outcome = self.create(purpose).await;
         metrics::histogram!("cloud_sandbox_create_duration_seconds").record(began.elapsed().as_secs_f64());
         let label = if outcome.is_ok() { "ok" } else { "failed" };
         metrics::counter!("cloud_sandbox_create_total", "outcome" => label).increment(1);
@@ -107,7 +117,7 @@ impl Owner {
         self.finish(cause).await;
     }
 
-    async fn create(&mut self) -> Result<()> {
+    async fn create(&mut self, purpose: Purpose) -> Result<()> {
         let spec = SandboxSpec { template: self.sandbox.template.clone(), limits: self.limits };
         self.node.runtime.create(self.sandbox.id, &spec).await.map_err(runtime_error)?;
         let deadline = self.node.options.agent_deadline;
@@ -115,6 +125,15 @@ impl Owner {
             answered = self.sandbox.agent.wait_ready(deadline) => answered?,
             () = self.node.runtime.ended(self.sandbox.id) => {
                 return Err(Error::internal("start a sandbox", "its agent ended before it answered"));
+            }
+        }
+        if purpose == Purpose::Pool {
+            let warmed = contexts::warm(&self.node, &self.sandbox);
+            tokio::select! {
+                () = warmed => {}
+                // the owner comes to it
+                () = self.node.runtime.ended(self.sandbox.id) => {}
+                () = self.node.stop.cancelled() => {}
             }
         }
         self.enter(SandboxState::Ready)
@@ -281,7 +300,11 @@ impl Owner {
             (Some(_), _) => tracing::info!(%cause, "sandbox ends"),
         }
 
-        tokio::join!(self.destroy(), self.leave_directory(listed));
+        let leave = async {
+            let archived = self.archive(lease.as_deref(), cause).await;
+            self.leave_directory(listed, archived.as_deref()).await;
+        };
+        tokio::join!(self.destroy(), leave);
         self.node.table().remove(&self.sandbox.id);
         if let Some(key) = lease.as_ref().and_then(|lease| lease.claim.as_ref()) {
             self.node.claims.forget(key, self.sandbox.id);
@@ -301,7 +324,38 @@ impl Owner {
         }
     }
 
-    async fn leave_directory(&self, listed: bool) {
+    /// Keeps what its executions printed, unless nobody will ask for it.
+    async fn archive(&self, lease: Option<&Lease>, cause: EndCause) -> Option<Arc<Archived>> {
+        let executions = &self.sandbox.executions;
+        executions.close();
+        // those that drive them have heard of the end; the journal is better off when they have said their last
+        if timeout(LAST_WORDS, executions.tasks.wait()).await.is_err() {
+            tracing::warn!("executions of the sandbox take long to end");
+        }
+        let asked_for = !matches!(cause, EndCause::Released | EndCause::Abandoned);
+        match lease.filter(|_| asked_for && !executions.is_empty()) {
+            Some(lease) => {
+                let mut owned = lease.owned(&self.sandbox.template);
+                cause.label().clone_into(&mut owned.cause);
+                owned.cause_text = cause.to_string();
+                if let Err(error) = executions.describe(&owned) {
+                    tracing::warn!(error = chain(&error), "the journal does not know why the sandbox ended");
+                }
+                Some(self.node.archive.insert(Archived::new(self.sandbox.id, Arc::clone(executions), owned)))
+            }
+            None => {
+                if executions.have_begun() {
+                    self.node.forget_journal(self.sandbox.id).await;
+                }
+                None
+            }
+        }
+    }
+
+    async fn leave_directory(&self, listed: bool, archived: Option<&Archived>) {
+        if let Some(archived) = archived {
+            return self.node.list_archived(archived).await;
+        }
         if !listed {
             return;
         }

@@ -1,7 +1,7 @@
 //! A scripted agent: `argv` says what a process does, and what was asked of it can be looked up.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,13 +11,13 @@ use std::{
 
 use cloud_sandbox_proto::{
     agent::v1::{
-        CheckRequest, CheckResponse, DeleteFileRequest, DeleteFileResponse, Exited, ReadFileRequest, ReadFileResponse,
-        RunRequest, RunResponse, SignalRequest, SignalResponse, Start, Started, WriteFileRequest, WriteFileResponse,
+        CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, Exited, RunRequest, RunResponse,
+        SignalRequest, SignalResponse, Start, Started, TakeSnapshotRequest, TakeSnapshotResponse,
         agent_service_server::{AgentService, AgentServiceServer},
         run_request::Input,
         run_response::Event,
     },
-    v1::{FileInfo, FileType},
+    v1::{FileChange, FileChangeType, FileChanges},
 };
 use hyper::server::conn::http2;
 use hyper_util::{
@@ -37,7 +37,8 @@ pub(super) struct Script {
     pub(super) starts: Mutex<Vec<Start>>,
     /// every signal that was sent
     pub(super) signals: Mutex<Vec<i32>>,
-    pub(super) files: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// every folder that was looked at
+    pub(super) snapshots: Mutex<Vec<String>>,
     /// where each process hears its signals
     processes: Mutex<HashMap<u32, mpsc::UnboundedSender<i32>>>,
     /// processes that run now
@@ -46,7 +47,9 @@ pub(super) struct Script {
     pub(super) connections: AtomicUsize,
     /// agents do not answer
     pub(super) mute: AtomicBool,
-    /// what a file operation is refused with
+    /// starts are taken and not confirmed
+    pub(super) loses_starts: AtomicBool,
+    /// what a look at the files is refused with
     pub(super) refusal: Mutex<Option<Status>>,
 }
 
@@ -104,6 +107,9 @@ impl AgentService for Agent {
             return Err(Status::failed_precondition("cwd /missing does not exist"));
         }
         self.0.starts.lock().unwrap().push(start.clone());
+        if self.0.loses_starts.load(Ordering::SeqCst) {
+            return Err(Status::unavailable("the connection broke"));
+        }
         self.0.running.fetch_add(1, Ordering::SeqCst);
         let running = Running(Arc::clone(&self.0));
         let (events, receiver) = mpsc::channel(4);
@@ -131,47 +137,24 @@ impl AgentService for Agent {
         Ok(Response::new(SignalResponse { running }))
     }
 
-    async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
-        let request = request.into_inner();
+    async fn take_snapshot(
+        &self,
+        request: Request<TakeSnapshotRequest>,
+    ) -> Result<Response<TakeSnapshotResponse>, Status> {
         self.refuse()?;
-        let files = self.0.files.lock().unwrap();
-        if let Some(data) = files.get(&request.path) {
-            let from = data.len().min(request.offset as usize);
-            let to = data.len().min(from + request.limit as usize);
-            let file = Some(info(&request.path, FileType::File, data.len()));
-            let data = data[from..to].to_vec().into();
-            return Ok(Response::new(ReadFileResponse { file, data, ..Default::default() }));
-        }
-        let folder = format!("{}/", request.path.trim_end_matches('/'));
-        let names = files.keys().filter_map(|path| path.strip_prefix(&folder));
-        let names: Vec<_> = names.filter(|name| name.as_bytes() > &request.after_name[..]).collect();
-        if names.is_empty() {
-            return Err(Status::not_found(format!("failed to read {}: no such file or folder", request.path)));
-        }
-        let page: Vec<_> = names.iter().take(request.page_size as usize).collect();
-        let next = if page.len() < names.len() { page.last().unwrap().as_bytes().to_vec() } else { Vec::new() };
-        Ok(Response::new(ReadFileResponse {
-            file: Some(info(&request.path, FileType::Directory, 0)),
-            data: Default::default(),
-            entries: page.iter().map(|name| info(&format!("{folder}{name}"), FileType::File, 0)).collect(),
-            next_after_name: next.into(),
-        }))
+        self.0.snapshots.lock().unwrap().push(request.into_inner().path);
+        Ok(Response::new(TakeSnapshotResponse { snapshot: self.0.snapshots.lock().unwrap().len() as u64 }))
     }
 
-    async fn write_file(&self, request: Request<WriteFileRequest>) -> Result<Response<WriteFileResponse>, Status> {
-        let request = request.into_inner();
+    async fn compare_snapshot(
+        &self,
+        request: Request<CompareSnapshotRequest>,
+    ) -> Result<Response<CompareSnapshotResponse>, Status> {
         self.refuse()?;
-        let file = Some(FileInfo { mode: request.mode, ..info(&request.path, FileType::File, request.data.len()) });
-        self.0.files.lock().unwrap().insert(request.path, request.data.to_vec());
-        Ok(Response::new(WriteFileResponse { file }))
-    }
-
-    async fn delete_file(&self, request: Request<DeleteFileRequest>) -> Result<Response<DeleteFileResponse>, Status> {
-        let path = request.into_inner().path;
-        self.refuse()?;
-        let removed = self.0.files.lock().unwrap().remove(&path);
-        let missing = || Status::not_found(format!("failed to delete {path}: no such file or folder"));
-        removed.map(|_| Response::new(DeleteFileResponse {})).ok_or_else(missing)
+        let path = format!("/workspace/{}", request.into_inner().snapshot);
+        let file = FileChange { path, r#type: FileChangeType::Created.into(), new_size: 1, ..Default::default() };
+        let changes = Some(FileChanges { files: vec![file], truncated: false });
+        Ok(Response::new(CompareSnapshotResponse { changes }))
     }
 }
 
@@ -179,11 +162,6 @@ impl Agent {
     fn refuse(&self) -> Result<(), Status> {
         self.0.refusal.lock().unwrap().clone().map_or(Ok(()), Err)
     }
-}
-
-fn info(path: &str, kind: FileType, size: usize) -> FileInfo {
-    let name = path.rsplit('/').next().unwrap().to_owned();
-    FileInfo { path: path.to_owned(), name, r#type: kind.into(), size: size as u64, ..Default::default() }
 }
 
 async fn process(
@@ -205,7 +183,8 @@ async fn process(
             }
             Exited::default()
         }
-        ["flood", bytes] => print(&events, vec![b'x'; bytes.parse().unwrap()], b"").await,
+        ["flood", bytes] => flood(&events, bytes.parse().unwrap()).await,
+        ["lines", count] => lines(&events, count.parse().unwrap()).await,
         ["binary", bytes] => print(&events, vec![0xFF; bytes.parse().unwrap()], b"").await,
         ["yes"] => {
             while !events.is_closed() {
@@ -236,6 +215,27 @@ async fn process(
     };
     let exited = Exited { cpu_time_us: 1500, peak_memory_bytes: 4096, wall_time_us: 2500, ..exited };
     send(&events, Event::Exited(exited)).await;
+}
+
+/// One line of that many bytes.
+async fn flood(events: &Events, mut bytes: usize) -> Exited {
+    while bytes > 0 {
+        let piece = bytes.min(32 * 1024);
+        send(events, Event::Stdout(vec![b'x'; piece].into())).await;
+        bytes -= piece;
+    }
+    Exited::default()
+}
+
+/// Numbered lines, every tenth of them an error on the other stream.
+async fn lines(events: &Events, count: usize) -> Exited {
+    for number in 0..count {
+        send(events, Event::Stdout(format!("line {number}\n").into())).await;
+        if number % 10 == 9 {
+            send(events, Event::Stderr(format!("error {number}\n").into())).await;
+        }
+    }
+    Exited::default()
 }
 
 async fn print(events: &Events, stdout: Vec<u8>, stderr: &[u8]) -> Exited {
@@ -275,9 +275,10 @@ async fn cat(
 
 async fn until_killed(script: &Script, signals: &mut mpsc::UnboundedReceiver<i32>) -> Exited {
     while let Some(signal) = signals.recv().await {
-        if signal == 0 {
-            script.signals.lock().unwrap().push(9);
-            return Exited { signal: 9, ..Default::default() };
+        script.signals.lock().unwrap().push(if signal == 0 { 9 } else { signal });
+        // SIGINT is ignored
+        if signal != 2 {
+            return Exited { signal: if signal == 0 { 9 } else { signal }, ..Default::default() };
         }
     }
     std::future::pending().await

@@ -1,9 +1,10 @@
 //! A node with everything around it.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -12,11 +13,12 @@ use async_trait::async_trait;
 use cloud_sandbox_model::{NodeId, SandboxId};
 use cloud_sandbox_proto::{
     node::v1::{self as node, Owner, node_service_client::NodeServiceClient},
-    v1,
+    v1::{self, exec_service_client::ExecServiceClient},
 };
 use cloud_sandbox_rpc::{Upstream, from_status, in_process};
 use cloud_sandbox_runtime::{FakeRuntime, Runtime};
 use cloud_sandbox_storage::{Claim, Directory, MemoryDirectory, NodeEntry, SandboxEntry, SandboxFilter, StorageError};
+use tempfile::TempDir;
 use tonic::Status;
 
 use super::agent::Script;
@@ -27,10 +29,18 @@ use crate::{Node, Options};
 pub(super) struct TestDirectory {
     inner: MemoryDirectory,
     pub(super) failing: AtomicBool,
+    /// it does not answer
+    pub(super) hanging: AtomicBool,
+    /// how often something was to be written
+    pub(super) writes: AtomicUsize,
 }
 
 impl TestDirectory {
-    fn fail(&self) -> Result<(), StorageError> {
+    async fn fail(&self) -> Result<(), StorageError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        if self.hanging.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if self.failing.load(Ordering::SeqCst) {
             return Err(StorageError::Unavailable { store: "directory", source: "made to fail".into() });
         }
@@ -41,12 +51,12 @@ impl TestDirectory {
 #[async_trait]
 impl Directory for TestDirectory {
     async fn put_sandbox(&self, entry: &SandboxEntry) -> Result<(), StorageError> {
-        self.fail()?;
+        self.fail().await?;
         self.inner.put_sandbox(entry).await
     }
 
     async fn remove_sandbox(&self, id: SandboxId) -> Result<(), StorageError> {
-        self.fail()?;
+        self.fail().await?;
         self.inner.remove_sandbox(id).await
     }
 
@@ -64,7 +74,7 @@ impl Directory for TestDirectory {
     }
 
     async fn put_node(&self, entry: &NodeEntry, ttl: Duration) -> Result<(), StorageError> {
-        self.fail()?;
+        self.fail().await?;
         self.inner.put_node(entry, ttl).await
     }
 
@@ -95,12 +105,22 @@ pub(super) struct World {
     pub(super) runtime: Arc<FakeRuntime>,
     pub(super) directory: Arc<TestDirectory>,
     pub(super) script: Arc<Script>,
+    /// of its journal, unless the test has one of its own
+    pub(super) folder: Option<TempDir>,
 }
 
 pub(super) type Client = NodeServiceClient<Upstream>;
+pub(super) type ExecClient = ExecServiceClient<Upstream>;
 
+const MESSAGE_MAX: usize = 32 * 1024 * 1024;
+
+/// Options with a journal wherever the world puts it.
 pub(super) fn options(pool_min: usize, pool_max: usize) -> Options {
-    Options { pool_min, pool_max, ..Options::new(NodeId::generate(), "http://node:9093") }
+    options_in(Path::new(""), pool_min, pool_max)
+}
+
+pub(super) fn options_in(journal: &Path, pool_min: usize, pool_max: usize) -> Options {
+    Options { pool_min, pool_max, ..Options::new(NodeId::generate(), "http://node:9093", journal) }
 }
 
 pub(super) fn runtime(script: &Arc<Script>) -> Arc<FakeRuntime> {
@@ -121,9 +141,27 @@ impl World {
         let script = Arc::new(Script::default());
         let runtime = runtime(&script);
         prepare(&runtime);
-        let directory = Arc::new(TestDirectory::default());
+        Self::start_on(options, runtime, script).await
+    }
+
+    /// A node with these options on this runtime.
+    pub(super) async fn start_on(options: Options, runtime: Arc<FakeRuntime>, script: Arc<Script>) -> Self {
+        Self::start_with_directory(options, runtime, script, Arc::default()).await
+    }
+
+    /// A node with this directory, too.
+    pub(super) async fn start_with_directory(
+        mut options: Options,
+        runtime: Arc<FakeRuntime>,
+        script: Arc<Script>,
+        directory: Arc<TestDirectory>,
+    ) -> Self {
+        let folder = options.journal.dir.as_os_str().is_empty().then(|| tempfile::tempdir().unwrap());
+        if let Some(folder) = &folder {
+            options.journal.dir = folder.path().join("journal");
+        }
         let node = Node::start(options, Arc::clone(&runtime) as Arc<dyn Runtime>, Arc::clone(&directory) as _).await;
-        Self { node: node.unwrap(), runtime, directory, script }
+        Self { node: node.unwrap(), runtime, directory, script, folder }
     }
 
     /// Lets everything happen that takes a little time only.
@@ -131,9 +169,18 @@ impl World {
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
 
+    /// Where its journal is.
+    pub(super) fn journal(&self) -> PathBuf {
+        self.folder.as_ref().unwrap().path().join("journal")
+    }
+
     pub(super) fn client(&self) -> Client {
-        let client = NodeServiceClient::new(in_process(self.node.service().into_server()));
-        client.max_decoding_message_size(32 * 1024 * 1024).max_encoding_message_size(32 * 1024 * 1024)
+        NodeServiceClient::new(in_process(self.node.service()))
+    }
+
+    pub(super) fn exec(&self) -> ExecClient {
+        let client = ExecServiceClient::new(in_process(self.node.exec_service()));
+        client.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
     }
 
     pub(super) async fn entry(&self) -> NodeEntry {
@@ -189,9 +236,20 @@ impl World {
     }
 
     pub(super) async fn execute(&self, request: v1::ExecuteRequest) -> Result<v1::ExecuteResponse, Failure> {
-        let request = node::ExecuteRequest { request: Some(request) };
-        let answer = self.client().execute(request).await;
-        answer.map(|answer| answer.into_inner().response.unwrap()).map_err(|status| Failure::of(&status))
+        let answer = self.exec().execute(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| Failure::of(&status))
+    }
+
+    /// Starts in the background.
+    pub(super) async fn begin(&self, request: v1::ExecuteRequest) -> Result<v1::Execution, Failure> {
+        let answer = self.exec().start_execution(v1::StartExecutionRequest { request: Some(request) }).await;
+        answer.map(|answer| answer.into_inner().execution.unwrap()).map_err(|status| Failure::of(&status))
+    }
+
+    pub(super) async fn execution(&self, id: SandboxId, execution: &str) -> Result<v1::Execution, Failure> {
+        let request = v1::GetExecutionRequest { sandbox_id: id.to_string(), execution_id: execution.to_owned() };
+        let answer = self.exec().get_execution(request).await;
+        answer.map(|answer| answer.into_inner().execution.unwrap()).map_err(|status| Failure::of(&status))
     }
 }
 
@@ -202,6 +260,7 @@ pub(super) struct Failure {
     pub(super) reason: String,
     pub(super) message: String,
     pub(super) fields: Vec<String>,
+    pub(super) metadata: Vec<(String, String)>,
 }
 
 impl Failure {
@@ -212,6 +271,7 @@ impl Failure {
             reason: error.reason().to_owned(),
             message: error.message().to_owned(),
             fields: error.violations().iter().map(|violation| violation.field.clone()).collect(),
+            metadata: error.metadata().to_vec(),
         }
     }
 

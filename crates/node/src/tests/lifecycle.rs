@@ -59,7 +59,7 @@ async fn execution_ends_with_the_lease_and_says_why() {
     let world = World::start(0, 5).await;
     let id = acquire_for(&world, 10).await;
     let failure = world.execute(argv(id, &["wait", "30000"])).await.unwrap_err();
-    assert_eq!(failure.words(), ("NOT_FOUND", "SANDBOX_GONE"));
+    assert_eq!(failure.words(), ("NOT_FOUND", "LEASE_ENDED"));
     assert!(failure.message.contains("lease ended"), "{}", failure.message);
 }
 
@@ -116,7 +116,7 @@ async fn sandbox_ends_with_its_agent_and_its_calls_say_so() {
     assert!(failure.message.contains("agent ended"), "{}", failure.message);
     world.settle().await;
     assert!(world.runtime.sandboxes().is_empty());
-    assert!(world.in_directory(id).await.is_none());
+    assert!(world.in_directory(id).await.unwrap().ended);
 }
 
 #[tokio::test(start_paused = true)]
@@ -202,7 +202,8 @@ async fn shutdown_destroys_everything_and_says_goodbye() {
     assert_eq!(left, 0);
     assert_eq!(failure.unwrap_err().reason, "SANDBOX_GONE");
     assert!(world.runtime.sandboxes().is_empty());
-    assert!(world.directory_is_empty(id).await);
+    assert!(world.in_directory(id).await.unwrap().ended && world.in_directory(paused).await.is_none());
+    assert!(world.no_nodes().await);
     assert_eq!(world.try_acquire(AcquireSandboxRequest::default()).await.unwrap_err().reason, "DRAINING");
 }
 

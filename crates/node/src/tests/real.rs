@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use cloud_sandbox_agent::{Agent, Children, serve_agent};
 use cloud_sandbox_model::SandboxId;
 use cloud_sandbox_proto::v1::{AcquireSandboxRequest, ExecuteRequest, ExecuteResponse};
-use cloud_sandbox_runtime::{FakeRuntime, Runtime};
+use cloud_sandbox_runtime::FakeRuntime;
 use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
@@ -15,7 +15,6 @@ use tokio::{
 };
 
 use super::harness::*;
-use crate::Node;
 
 /// A sandbox that is a folder.
 struct Bench {
@@ -36,9 +35,7 @@ impl Bench {
                 copy_bidirectional(&mut ours, &mut agents).await
             });
         }));
-        let directory = Arc::new(TestDirectory::default());
-        let node = Node::start(options(1, 1), Arc::clone(&runtime) as Arc<dyn Runtime>, Arc::clone(&directory) as _);
-        let world = World { node: node.await.unwrap(), runtime, directory, script: Arc::default() };
+        let world = World::start_on(options(1, 1), runtime, Arc::default()).await;
         let env = [("HOME".to_owned(), folder.path().join("home").to_str().unwrap().to_owned())].into();
         let id = id_of(&world.try_acquire(AcquireSandboxRequest { env, ..Default::default() }).await.unwrap());
         std::fs::create_dir(folder.path().join("workspace")).unwrap();
@@ -170,4 +167,41 @@ async fn hang_up_ends_everything_that_was_started() {
     sleep(Duration::from_millis(1200)).await;
     let workspace = bench.workspace();
     assert!(Path::new(&workspace).join("early").exists() && !Path::new(&workspace).join("late").exists());
+}
+
+/// Not a test but a measurement: `cargo nextest run -p cloud-sandbox-node --run-ignored only measure --no-capture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn measure_what_an_execution_and_a_line_take() {
+    let bench = Bench::start().await;
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        (times[times.len() / 2], times[times.len() * 99 / 100])
+    };
+    let mut times = Vec::new();
+    for _ in 0..500 {
+        let began = Instant::now();
+        bench.run(argv(bench.id, &["/bin/true"])).await.unwrap();
+        times.push(began.elapsed());
+    }
+    println!("execute /bin/true: p50, p99 = {:?}", median(times));
+
+    let request = ExecuteRequest { cwd: bench.workspace(), ..argv(bench.id, &["cat"]) };
+    let mut talk = super::interactive::Talk::start(&bench.world, request, None).await;
+    let mut times = Vec::new();
+    for number in 0..500 {
+        let began = Instant::now();
+        talk.send(cloud_sandbox_proto::v1::exec_request::Input::Stdin(format!("{number}\n").into())).await;
+        talk.text().await;
+        times.push(began.elapsed());
+    }
+    println!("line through cat and back: p50, p99 = {:?}", median(times));
+    drop(talk);
+
+    let request = ExecuteRequest { cwd: bench.workspace(), ..bench.line("head -c 268435456 /dev/zero | tr '\\0' x") };
+    let began = Instant::now();
+    let name = bench.world.begin(request).await.unwrap().execution_id;
+    let (events, exited) = bench.world.attach(bench.id, &name, (0, 0)).await.unwrap().all().await;
+    let rate = 256.0 / began.elapsed().as_secs_f64();
+    println!("256 MiB streamed: {rate:.0} MiB/s, {} events, {:?}", events.len(), exited.unwrap().stdout_bytes);
 }

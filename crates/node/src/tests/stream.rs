@@ -1,9 +1,7 @@
 use std::time::Duration;
 
-use cloud_sandbox_model::SandboxId;
-use cloud_sandbox_proto::{
-    node::v1 as node,
-    v1::{ExecExited, ExecuteRequest, exec_event::Event, exec_output::Content},
+use cloud_sandbox_proto::v1::{
+    ExecExited, ExecuteRequest, ExecuteStreamRequest, ExecuteStreamResponse, exec_event::Event, exec_output::Content,
 };
 use tokio::time::timeout;
 use tonic::Streaming;
@@ -11,27 +9,24 @@ use tonic::Streaming;
 use super::harness::*;
 
 impl World {
-    pub(super) async fn stream(
-        &self,
-        request: ExecuteRequest,
-    ) -> Result<Streaming<node::ExecuteStreamResponse>, Failure> {
-        let request = node::ExecuteStreamRequest { request: Some(request) };
-        let answer = self.client().execute_stream(request).await;
+    pub(super) async fn stream(&self, request: ExecuteRequest) -> Result<Streaming<ExecuteStreamResponse>, Failure> {
+        let request = ExecuteStreamRequest { request: Some(request) };
+        let answer = self.exec().execute_stream(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| Failure::of(&status))
     }
 
-    /// Whether neither this sandbox nor any node is in the directory.
-    pub(super) async fn directory_is_empty(&self, id: SandboxId) -> bool {
+    /// Whether no node is in the directory.
+    pub(super) async fn no_nodes(&self) -> bool {
         use cloud_sandbox_storage::Directory;
-        self.in_directory(id).await.is_none() && self.directory.nodes().await.unwrap().is_empty()
+        self.directory.nodes().await.unwrap().is_empty()
     }
 }
 
-async fn next(stream: &mut Streaming<node::ExecuteStreamResponse>) -> Option<Event> {
+async fn next(stream: &mut Streaming<ExecuteStreamResponse>) -> Option<Event> {
     stream.message().await.unwrap().map(|message| message.event.unwrap().event.unwrap())
 }
 
-async fn all(mut stream: Streaming<node::ExecuteStreamResponse>) -> (Vec<Event>, ExecExited) {
+async fn all(mut stream: Streaming<ExecuteStreamResponse>) -> (Vec<Event>, ExecExited) {
     let mut events = Vec::new();
     while let Some(event) = next(&mut stream).await {
         events.push(event);
