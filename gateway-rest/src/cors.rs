@@ -13,9 +13,11 @@ use http::{
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// `*` would leave `authorization` out.
 const REQUEST_HEADERS: &str = "accept, authorization, content-type, x-grpc-web, x-user-agent, x-request-id, \
-    x-api-key, grpc-timeout, traceparent, tracestate, baggage";
+    x-api-key, grpc-timeout, traceparent, tracestate, baggage, range, if-range, if-match, if-none-match, \
+    if-modified-since, if-unmodified-since, last-event-id, cache-control";
 const RESPONSE_HEADERS: &str = "grpc-status, grpc-message, grpc-status-details-bin, x-request-id, retry-after, \
-    ratelimit-limit, ratelimit-remaining, ratelimit-reset, www-authenticate";
+    ratelimit-limit, ratelimit-remaining, ratelimit-reset, www-authenticate, etag, last-modified, accept-ranges, \
+    content-length, content-range, content-disposition";
 /// The longest that browsers keep a preflight's answer (Chrome's bound), in seconds.
 const MAX_AGE: &str = "7200";
 

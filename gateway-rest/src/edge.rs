@@ -22,10 +22,11 @@ use cloud_sandbox_model::error::{Error as CallError, ErrorKind, reason};
 use cloud_sandbox_rpc::{Upstream, in_process};
 use http::{Extensions, HeaderMap, Method, Response, header::CONTENT_TYPE};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    Error, Options, RenderMetrics, auth_service, cors, docs,
+    Error, Options, RenderMetrics, auth_service, closing, cors, docs,
     errors::Rejection,
     grpc,
     health::EdgeHealth,
@@ -52,6 +53,8 @@ pub struct Edge {
     pub metrics: RenderMetrics,
     pub readiness: Vec<operational::Check>,
     pub draining: watch::Sender<bool>,
+    /// cancelled when calls under way have no more time
+    pub closing: CancellationToken,
     pub openapi: Bytes,
 }
 
@@ -67,6 +70,7 @@ impl Edge {
         add("SchedulerService", &upstreams.scheduler);
         add("SessionService", &upstreams.session);
         add("ExecService", &upstreams.exec);
+        add("ContextService", &upstreams.exec);
         add("FileService", &upstreams.exec);
 
         let health = EdgeHealth::server(services.keys().cloned().collect(), watching);
@@ -76,6 +80,10 @@ impl Edge {
         services.insert("grpc.reflection.v1.ServerReflection".to_owned(), v1);
         let v1alpha = in_process(reflection::builder(&files).build_v1alpha()?);
         services.insert("grpc.reflection.v1alpha.ServerReflection".to_owned(), v1alpha);
+        let closing = CancellationToken::new();
+        for upstream in services.values_mut() {
+            *upstream = closing::until(upstream.clone(), closing.clone());
+        }
 
         let openapi = openapi::document(&routes).to_string().into();
         Ok(Self {
@@ -89,6 +97,7 @@ impl Edge {
             metrics: options.metrics,
             readiness: options.readiness,
             draining,
+            closing,
             openapi,
         })
     }

@@ -6,8 +6,8 @@ use axum::{body::Body, response::IntoResponse};
 use cloud_sandbox_model::error::{Error, ErrorKind, chain, reason};
 use cloud_sandbox_rpc::{from_status, status::DOMAIN, upstream::BoxError};
 use http::{
-    HeaderValue, Method, Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    HeaderName, HeaderValue, Method, Response, StatusCode,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde_json::{Value, json};
 use tonic::{Code, Status};
@@ -16,10 +16,10 @@ use tonic::{Code, Status};
 pub mod edge_reason {
     pub const BODY_TIMEOUT: &str = "BODY_TIMEOUT";
     pub const BODY_TOO_LARGE: &str = "BODY_TOO_LARGE";
-    pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
     pub const HTTP_METHOD: &str = "HTTP_METHOD";
     pub const MEDIA_TYPE: &str = "MEDIA_TYPE";
     pub const METHOD_NOT_FOUND: &str = "METHOD_NOT_FOUND";
+    pub const RANGE: &str = "RANGE";
     pub const ROUTE_NOT_FOUND: &str = "ROUTE_NOT_FOUND";
     pub const UPSTREAM_UNREACHABLE: &str = "UPSTREAM_UNREACHABLE";
 }
@@ -32,18 +32,19 @@ pub struct Rejection {
     error: Error,
     /// where HTTP has a status of its own for what gRPC has none for
     status: Option<StatusCode>,
-    allow: Option<HeaderValue>,
+    /// what the status wants said beside the body
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl From<Error> for Rejection {
     fn from(error: Error) -> Self {
-        Self { error, status: None, allow: None }
+        Self { error, status: None, header: None }
     }
 }
 
 impl Rejection {
     fn with_status(kind: ErrorKind, reason: &str, message: impl Into<String>, status: StatusCode) -> Self {
-        Self { error: Error::new(kind, reason, message), status: Some(status), allow: None }
+        Self { error: Error::new(kind, reason, message), status: Some(status), header: None }
     }
 
     pub fn no_route() -> Self {
@@ -56,11 +57,10 @@ impl Rejection {
         let message = format!("this path takes {}", allow.to_str().unwrap_or("other methods"));
         let status = StatusCode::METHOD_NOT_ALLOWED;
         let rejection = Self::with_status(ErrorKind::Unimplemented, edge_reason::HTTP_METHOD, message, status);
-        Self { allow: Some(allow), ..rejection }
+        Self { header: Some((ALLOW, allow)), ..rejection }
     }
 
-    pub fn media_type() -> Self {
-        let message = "a body needs content-type: application/json";
+    pub fn media_type(message: impl Into<String>) -> Self {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         Self::with_status(ErrorKind::InvalidArgument, edge_reason::MEDIA_TYPE, message, status)
     }
@@ -70,6 +70,27 @@ impl Rejection {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         let rejection = Self::with_status(ErrorKind::InvalidArgument, edge_reason::BODY_TOO_LARGE, message, status);
         Self { error: rejection.error.with_metadata("limit_bytes", limit.to_string()), ..rejection }
+    }
+
+    /// The thing has changed since the caller looked.
+    pub fn precondition(message: &str) -> Self {
+        let error = Error::new(ErrorKind::Aborted, reason::FILE_CHANGED, message);
+        Self::from(error).of_condition()
+    }
+
+    /// The same, where the caller's condition came in HTTP's own headers, for which HTTP has a status of its own.
+    pub fn of_condition(self) -> Self {
+        let unmet = self.error.kind() == ErrorKind::Aborted && self.error.reason() == reason::FILE_CHANGED;
+        Self { status: if unmet { Some(StatusCode::PRECONDITION_FAILED) } else { self.status }, ..self }
+    }
+
+    /// A range that no byte of `size` is in.
+    pub fn range(size: u64) -> Self {
+        let message = format!("the range begins beyond the end; there are {size} bytes");
+        let status = StatusCode::RANGE_NOT_SATISFIABLE;
+        let rejection = Self::with_status(ErrorKind::OutOfRange, edge_reason::RANGE, message, status);
+        let range = HeaderValue::try_from(format!("bytes */{size}")).ok();
+        Self { header: range.map(|range| (CONTENT_RANGE, range)), ..rejection }
     }
 
     pub fn body_timeout() -> Self {
@@ -88,8 +109,8 @@ impl IntoResponse for Rejection {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(allow) = self.allow {
-            headers.insert(ALLOW, allow);
+        if let Some((name, value)) = self.header {
+            headers.insert(name, value);
         }
         if kind == ErrorKind::Unauthenticated {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -154,7 +175,7 @@ pub fn allow(methods: &[Method]) -> HeaderValue {
 }
 
 pub fn deadline_exceeded() -> Error {
-    Error::new(ErrorKind::DeadlineExceeded, edge_reason::DEADLINE_EXCEEDED, "the call's deadline has passed")
+    Error::new(ErrorKind::DeadlineExceeded, reason::DEADLINE_EXCEEDED, "the call's deadline has passed")
 }
 
 /// The service could not be reached; `cause` is for the operator.

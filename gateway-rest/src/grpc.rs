@@ -147,7 +147,8 @@ impl http_body::Body for Watched {
     }
 }
 
-fn trailers_of(status: &Status) -> HeaderMap {
+/// A status as the end of an answer that has begun.
+pub fn trailers_of(status: &Status) -> HeaderMap {
     let mut headers = HeaderMap::new();
     // only a message that is no header value fails, and ours are plain text
     let _ = status.add_header(&mut headers);

@@ -2,18 +2,24 @@
 //!
 //! Invariant: the public surface is what the contracts say. Routes, request and response shapes and the OpenAPI
 //! document all come from the descriptor set and its `google.api.http` annotations; nothing here knows one method from
-//! another, except that `AuthService` is served in this process.
+//! another, except that `AuthService` is served in this process, and that the URLs it signs lead to one path
+//! ([`file_url`]).
 //!
 //! Every call is authenticated and counted against its caller's rate here, and verified again by the service that is
 //! called. What is forwarded is on a short list ([`forward`]); no other header of a client reaches a service.
 
 mod accept;
 mod auth_service;
+mod call;
+mod closing;
 mod codec;
+mod conditions;
 mod cors;
 mod docs;
+mod download;
 mod edge;
 mod errors;
+mod file_url;
 mod forward;
 mod grpc;
 mod health;
@@ -23,12 +29,16 @@ mod observe;
 mod open_door;
 mod openapi;
 mod operational;
+mod range;
+mod raw;
 mod reflection;
 mod request;
 mod rest;
+mod resume;
 mod routes;
 mod stream;
 mod template;
+mod upload;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,9 +61,9 @@ pub struct Options {
     pub issuer: TokenIssuer,
     /// calls per caller
     pub rate_limit: RateLimit,
-    /// the largest REST body, in bytes
+    /// the largest JSON body, in bytes; raw ones are bounded by where they go
     pub max_body_bytes: usize,
-    /// the longest call; a caller's own `grpc-timeout` counts when it is shorter
+    /// the longest call, uploads and downloads included; a caller's own `grpc-timeout` counts when it is shorter
     pub max_timeout: Duration,
     /// what `/metrics` answers
     pub metrics: RenderMetrics,
@@ -69,7 +79,7 @@ pub struct Upstreams {
     pub scheduler: Upstream,
     /// serves `SessionService`
     pub session: Upstream,
-    /// serves `ExecService` and `FileService`
+    /// serves `ExecService`, `ContextService` and `FileService`
     pub exec: Upstream,
 }
 
@@ -112,6 +122,11 @@ impl Gateway {
     /// Says to whoever asks (`/readyz`, gRPC health) that no new calls should come; calls are still answered.
     pub fn set_draining(&self) {
         self.0.draining.send_replace(true);
+    }
+
+    /// Ends the calls that are still under way, each with the status UNAVAILABLE.
+    pub fn close(&self) {
+        self.0.closing.cancel();
     }
 
     /// The OpenAPI 3.1 document of the REST surface.

@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 document, from the same route table that serves the calls and the comments of the contracts.
 
 mod comments;
+mod raw;
 mod schema;
 
 use cloud_sandbox_auth::{Access, access};
@@ -51,15 +52,18 @@ pub fn document(routes: &RouteTable) -> Value {
                 "description": "The call failed; the status says how, `details` say it to programs.",
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
             }},
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                raw::FILE_URL: raw::scheme(),
+            },
         },
     })
 }
 
 fn operation(endpoint: &Endpoint, comments: &Comments, schemas: &mut Schemas<'_>) -> Option<Value> {
-    let main = endpoint.unary.as_ref().or(endpoint.streaming.as_ref())?;
-    let mut text = comments.text(main.rpc.parent_file().name(), main.rpc.path());
-    let summary = summary(&text, main.rpc.name());
+    let main = endpoint.bindings().next()?;
+    let texts: Vec<_> = endpoint.bindings().map(|b| comments.text(b.rpc.parent_file().name(), b.rpc.path())).collect();
+    let summary = summary(&texts[0], main.rpc.name());
     let mut content = Map::new();
     if let Some(unary) = &endpoint.unary {
         content.insert("application/json".to_owned(), json!({"schema": shown(unary, schemas)}));
@@ -68,27 +72,27 @@ fn operation(endpoint: &Endpoint, comments: &Comments, schemas: &mut Schemas<'_>
         let schema = shown(streaming, schemas);
         content.insert("application/x-ndjson".to_owned(), json!({"schema": schema}));
         content.insert("text/event-stream".to_owned(), json!({"schema": schema}));
-        if endpoint.unary.is_some() {
-            text.push_str("\n\n");
-            text.push_str(&comments.text(streaming.rpc.parent_file().name(), streaming.rpc.path()));
-        }
+    }
+    if let (None, Some(upload)) = (&endpoint.unary, &endpoint.upload) {
+        content.insert("application/json".to_owned(), json!({"schema": shown(&upload.binding, schemas)}));
     }
     let mut operation = json!({
         "operationId": format!("{}_{}", main.rpc.parent_service().name(), main.rpc.name()),
         "tags": [main.rpc.parent_service().name()],
         "summary": summary,
-        "description": text,
+        "description": texts.join("\n\n"),
         "responses": {
             "200": {"description": "The answer.", "content": content},
             "default": {"$ref": "#/components/responses/Error"},
         },
     });
-    let parameters = parameters(endpoint, main, comments, schemas);
-    if !parameters.is_empty() {
-        operation["parameters"] = parameters.into();
-    }
     if let Some(body) = request_body(endpoint, main, schemas) {
         operation["requestBody"] = body;
+    }
+    let mut parameters = parameters(endpoint, main, comments, schemas);
+    raw::describe(endpoint, &mut operation, &mut parameters);
+    if !parameters.is_empty() {
+        operation["parameters"] = parameters.into();
     }
     if access::of(main.path.path()) == Some(Access::Public) {
         // an optional token: who shows one may be given more
@@ -120,19 +124,46 @@ fn parameters(endpoint: &Endpoint, main: &Binding, comments: &Comments, schemas:
             parameters.push(parameter("path", name, &field, comments, schemas));
         }
     }
-    let in_body = match &main.body {
-        BodyRule::Whole => return parameters,
-        BodyRule::Field(field) => Some(field.clone()),
-        BodyRule::None => None,
-    };
-    let mut query = Vec::new();
-    scalars(&main.rpc.input(), "", &mut query);
-    for (name, field) in query {
-        if !in_path.contains(&name) && in_body.as_ref() != Some(&field) {
-            parameters.push(parameter("query", &name, &field, comments, schemas));
+    let mut known = in_path;
+    for (form, binding) in endpoint.bindings().enumerate() {
+        for (name, field) in in_query(endpoint, binding) {
+            if known.contains(&name) {
+                continue;
+            }
+            let mut parameter = parameter("query", &name, &field, comments, schemas);
+            if form > 0 {
+                // what one form of several takes, none can require
+                parameter["required"] = false.into();
+                let text = parameter["description"].as_str().unwrap_or_default();
+                parameter["description"] = format!("{text} {}", only_in(endpoint, binding)).into();
+            }
+            known.push(name);
+            parameters.push(parameter);
         }
     }
     parameters
+}
+
+/// The fields of an RPC that its query sets.
+fn in_query(endpoint: &Endpoint, binding: &Binding) -> Vec<(String, FieldDescriptor)> {
+    let mut query = Vec::new();
+    let uploaded = endpoint.upload.as_ref().filter(|upload| upload.binding.rpc == binding.rpc);
+    let message = uploaded.map_or_else(|| binding.rpc.input(), |upload| upload.header_message());
+    match &binding.body {
+        BodyRule::Whole => {}
+        BodyRule::Field(field) => {
+            let under = format!("{}.", field.name());
+            scalars(&message, "", &mut query);
+            query.retain(|(name, _)| name != field.name() && !name.starts_with(&under));
+        }
+        BodyRule::None => scalars(&message, "", &mut query),
+    }
+    query
+}
+
+fn only_in(endpoint: &Endpoint, binding: &Binding) -> &'static str {
+    let streams = endpoint.streaming.as_ref().is_some_and(|streaming| streaming.rpc == binding.rpc);
+    if streams { "Streamed form only." } else { "Raw form only." }
 }
 
 fn parameter(
@@ -261,5 +292,37 @@ mod tests {
         let get = &document["paths"]["/api/v1/sandbox/{sandbox_id}"]["get"]["parameters"][0];
         assert_eq!((get["in"].as_str(), get["required"].as_bool()), (Some("path"), Some(true)));
         assert_eq!(document["paths"]["/api/v1/auth/token"]["post"]["security"], json!([{}, {"bearer": []}]));
+    }
+
+    #[test]
+    fn raw_forms_are_in_the_document() {
+        let document = document();
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let parameter = |operation: &Value, name: &str| {
+            let parameters = operation["parameters"].as_array().unwrap();
+            parameters.iter().find(|parameter| parameter["name"] == name).cloned().unwrap_or_default()
+        };
+        let files = &document["paths"]["/api/v1/files"];
+        let get = &files["get"];
+        assert_eq!(keys(&get["responses"]["200"]["content"]), ["application/json", "application/octet-stream"]);
+        for status in ["206", "304", "412", "416"] {
+            assert!(get["responses"][status].is_object(), "{status}");
+        }
+        assert_eq!(parameter(get, "Range")["in"], "header");
+        assert_eq!(parameter(get, "length")["required"], false);
+        assert!(parameter(get, "length")["description"].as_str().unwrap().ends_with("Raw form only."));
+        assert_eq!(get["security"], json!([{"bearer": []}, {"file_url": []}]));
+        assert_eq!(document["components"]["securitySchemes"]["file_url"]["name"], "access_token");
+        let put = &files["put"];
+        assert_eq!(keys(&put["requestBody"]["content"]), ["application/json", "application/octet-stream"]);
+        assert_eq!(parameter(put, "path")["in"], "query");
+        assert_eq!(parameter(put, "sandbox_id")["required"], false, "JSON has it in the body");
+        assert!(files["delete"].get("security").is_none());
+        let archive = &document["paths"]["/api/v1/files/archive"];
+        assert_eq!(keys(&archive["get"]["responses"]["200"]["content"]), ["application/x-tar"]);
+        assert_eq!(keys(&archive["put"]["requestBody"]["content"]), ["application/x-tar"]);
+        assert_eq!(parameter(&archive["put"], "sandbox_id")["required"], true);
+        let terminal = &document["paths"]["/api/v1/executions/{execution_id}/terminal"]["put"];
+        assert!(parameter(terminal, "terminal.rows").is_null(), "the body's fields are no parameters");
     }
 }

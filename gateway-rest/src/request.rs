@@ -13,11 +13,12 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, ReflectMessage, Value};
 use crate::{
     errors::Rejection,
     json::{read, scalar},
+    raw::Upload,
     routes::{Binding, BodyRule},
 };
 
-/// A body that takes longer holds memory for a caller that may never come back.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// A body that takes longer, or of an upload that stands still longer, holds memory for a caller that may never come back.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The whole body, up to `limit` bytes.
 pub async fn collect(body: Body, limit: usize) -> Result<Bytes, Rejection> {
@@ -43,21 +44,39 @@ pub fn message(
 ) -> Result<DynamicMessage, Rejection> {
     let mut message = DynamicMessage::new(binding.rpc.input());
     read_body(&mut message, binding, headers, body)?;
+    parameters(&mut message, &binding.body, path, query)?;
+    Ok(message)
+}
+
+/// The `header` message of an upload.
+pub fn header(upload: &Upload, path: &[(&str, String)], query: Option<&str>) -> Result<DynamicMessage, Error> {
+    let mut message = DynamicMessage::new(upload.header_message());
+    parameters(&mut message, &BodyRule::None, path, query)?;
+    Ok(message)
+}
+
+/// Sets what the path and the query give.
+fn parameters(
+    message: &mut DynamicMessage,
+    body: &BodyRule,
+    path: &[(&str, String)],
+    query: Option<&str>,
+) -> Result<(), Error> {
     let bound: Vec<_> = path.iter().map(|(field, _)| *field).collect();
     let mut given = Vec::new();
     for (name, value) in query.map(pairs).transpose()?.unwrap_or_default() {
         if bound.contains(&name.as_str()) {
-            return Err(Error::invalid(name, "is set by the path").into());
+            return Err(Error::invalid(name, "is set by the path"));
         }
-        set_from_query(&mut message, binding, &mut given, &name, &value)?;
+        set_from_query(message, body, &mut given, &name, &value)?;
     }
     for (field, value) in path {
-        if !matches!(binding.body, BodyRule::None) && is_set(&message, field) {
-            return Err(Error::invalid(*field, "is set by the path").into());
+        if !matches!(body, BodyRule::None) && is_set(message, field) {
+            return Err(Error::invalid(*field, "is set by the path"));
         }
-        set(&mut message, field, field, value)?;
+        set(message, field, field, value)?;
     }
-    Ok(message)
+    Ok(())
 }
 
 fn read_body(
@@ -70,8 +89,8 @@ fn read_body(
     if body.is_empty() {
         return Ok(());
     }
-    if !is_json(headers) {
-        return Err(Rejection::media_type());
+    if !matches!(Content::of(headers), Content::Json | Content::Unsaid) {
+        return Err(Rejection::media_type("a body needs content-type: application/json"));
     }
     match &binding.body {
         BodyRule::Whole => read::into_message(message, body)?,
@@ -91,11 +110,27 @@ fn read_body(
     Ok(())
 }
 
-/// Whether a body is JSON: said so, or not said at all.
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return true };
-    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+/// What a body is said to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    Unsaid,
+    Json,
+    /// a form with files in it, as browsers send them
+    Form,
+    Other,
+}
+
+impl Content {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let Some(value) = headers.get(CONTENT_TYPE) else { return Self::Unsaid };
+        let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+        match essence.trim().to_ascii_lowercase().as_str() {
+            "application/json" => Self::Json,
+            "multipart/form-data" => Self::Form,
+            other if other.starts_with("application/") && other.ends_with("+json") => Self::Json,
+            _ => Self::Other,
+        }
+    }
 }
 
 fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
@@ -117,14 +152,14 @@ fn pairs(query: &str) -> Result<Vec<(String, String)>, Error> {
 
 fn set_from_query(
     message: &mut DynamicMessage,
-    binding: &Binding,
+    body: &BodyRule,
     given: &mut Vec<FieldDescriptor>,
     name: &str,
     value: &str,
 ) -> Result<(), Error> {
     let unknown = || Error::invalid(short(name), "is not a parameter of this call");
     let first = name.split('.').next().unwrap_or_default();
-    let of_body = match &binding.body {
+    let of_body = match body {
         BodyRule::None => false,
         BodyRule::Whole => true,
         BodyRule::Field(field) => field.name() == first || field.json_name() == first,

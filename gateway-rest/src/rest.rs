@@ -1,36 +1,40 @@
 //! REST calls: found in the route table, transcoded to the RPC behind the route, and its answer back.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{body::Body, extract::Request, response::IntoResponse};
 use bytes::Bytes;
 use cloud_sandbox_model::error::{Error, ErrorKind, reason};
-use cloud_sandbox_rpc::{Upstream, upstream::MESSAGE_MAX};
 use http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
+    HeaderValue, Method, Response, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     request::Parts,
 };
 use prost::Message as _;
 use prost_reflect::DynamicMessage;
-use tokio::time::{Instant, timeout_at};
-use tonic::{Streaming, client::Grpc, metadata::MetadataMap};
 
 use crate::{
     accept::{self, Form},
-    codec::Encoded,
-    edge::{Edge, ISSUER, call_of},
-    errors::{self, Rejection, deadline_exceeded, from_upstream},
-    forward,
+    call::Call,
+    conditions, download,
+    edge::{Edge, call_of},
+    errors::{self, Rejection},
+    file_url,
     json::write,
+    raw::{Download, Upload},
     request,
+    resume::Position,
     routes::{Binding, Endpoint, Miss},
-    stream, template,
+    stream, template, upload,
 };
 
 /// Serves one REST call.
 pub async fn serve(edge: Arc<Edge>, request: Request) -> Response<Body> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let signed = match file_url::take_token(&mut parts) {
+        Ok(signed) => signed,
+        Err(error) => return Rejection::from(error).into_response(),
+    };
     let Some(segments) = template::segments(parts.uri.path()) else {
         let message = "the path is not valid UTF-8";
         let error = Error::new(ErrorKind::InvalidArgument, reason::INVALID_REQUEST, message);
@@ -47,13 +51,16 @@ pub async fn serve(edge: Arc<Edge>, request: Request) -> Response<Body> {
     if let Some(call) = &call {
         call.route(endpoint.template.text());
     }
-    let Some((binding, form)) = form(endpoint, &parts) else { return Rejection::no_route().into_response() };
-    let (standing, admitted) = edge.admit(binding.path.path(), &parts.headers, &parts.extensions);
+    let Some(way) = Way::of(endpoint, &parts, signed) else { return Rejection::no_route().into_response() };
+    let (standing, mut admitted) = edge.admit(way.binding().path.path(), &parts.headers, &parts.extensions);
+    if signed {
+        admitted = admitted.and_then(|who| file_url::check(who.as_ref()).map(|()| who));
+    }
     if let (Some(call), Ok(principal)) = (&call, &admitted) {
         call.caller(principal.as_ref());
     }
     let result = match admitted {
-        Ok(_) => transcode(&edge, binding, form, &variables, &parts, body).await,
+        Ok(_) => way.serve(&edge, &variables, &parts, body, signed).await,
         Err(error) => Err(error.into()),
     };
     let mut response = result.unwrap_or_else(IntoResponse::into_response);
@@ -70,52 +77,106 @@ pub fn options(methods: &[Method]) -> Response<Body> {
     response
 }
 
-/// The RPC that serves the form which the caller wants, and that form.
-fn form<'a>(endpoint: &'a Endpoint, parts: &Parts) -> Option<(&'a Binding, Form)> {
-    let wanted = if parts.method == Method::HEAD { Form::Json } else { accept::preferred(&parts.headers) };
-    match (&endpoint.unary, &endpoint.streaming) {
-        (_, Some(streaming)) if wanted != Form::Json => Some((streaming, wanted)),
-        (Some(unary), _) => Some((unary, Form::Json)),
-        (None, Some(streaming)) => Some((streaming, Form::JsonLines)),
-        (None, None) => None,
+/// How an endpoint serves a call.
+enum Way<'a> {
+    Unary(&'a Binding),
+    Events(&'a Binding, Form),
+    Download(&'a Download),
+    Upload(&'a Upload),
+}
+
+impl<'a> Way<'a> {
+    /// The way that the caller wants; `signed` is one with a URL for the file itself.
+    fn of(endpoint: &'a Endpoint, parts: &Parts, signed: bool) -> Option<Self> {
+        let Endpoint { unary, streaming, download, upload, .. } = endpoint;
+        if let Some(upload) = upload
+            && (unary.is_none() || signed || upload::is_raw(&parts.headers))
+        {
+            return Some(Self::Upload(upload));
+        }
+        let mut offered = Vec::new();
+        offered.extend(unary.as_ref().map(|_| Form::Json));
+        // HEAD is about a document where there is one
+        if streaming.is_some() && (parts.method != Method::HEAD || unary.is_none()) {
+            offered.extend([Form::JsonLines, Form::EventStream]);
+        }
+        if let Some(download) = download {
+            let raw = Form::Raw(download.media_type());
+            offered.insert(if signed { 0 } else { offered.len() }, raw);
+        }
+        match accept::preferred(&parts.headers, &offered)? {
+            Form::Json => unary.as_ref().map(Self::Unary),
+            Form::Raw(_) => download.as_ref().map(Self::Download),
+            form => streaming.as_ref().map(|binding| Self::Events(binding, form)),
+        }
+    }
+
+    fn binding(&self) -> &'a Binding {
+        match self {
+            Self::Unary(binding) | Self::Events(binding, _) => binding,
+            Self::Download(download) => &download.binding,
+            Self::Upload(upload) => &upload.binding,
+        }
+    }
+
+    async fn serve(
+        self,
+        edge: &Edge,
+        variables: &[(&str, String)],
+        parts: &Parts,
+        body: Body,
+        signed: bool,
+    ) -> Result<Response<Body>, Rejection> {
+        if let Self::Upload(upload) = self {
+            return upload::serve(edge, upload, variables, parts, body, signed).await;
+        }
+        let binding = self.binding();
+        let body = request::collect(body, edge.max_body_bytes).await?;
+        let mut message = request::message(binding, variables, parts.uri.query(), &parts.headers, &body)?;
+        drop(body);
+        let call = Call::new(edge, binding, &parts.headers)?;
+        match self {
+            Self::Download(download) => download::serve(download, call, message, parts).await,
+            Self::Events(_, form) => {
+                let position = Position::begin(binding, &mut message, &parts.headers)?;
+                let deadline = call.deadline;
+                let messages = call.stream(message.encode_to_vec().into()).await?;
+                Ok(stream::response(binding.clone(), form, messages, deadline, position))
+            }
+            _ => {
+                let conditional = conditions::demand(&mut message, &parts.headers)?;
+                let message = message.encode_to_vec().into();
+                let answer = call.unary(message).await.map_err(|error| {
+                    let rejection = Rejection::from(error);
+                    if conditional { rejection.of_condition() } else { rejection }
+                })?;
+                Ok(json(StatusCode::OK, render(binding, answer)?))
+            }
+        }
     }
 }
 
-async fn transcode(
-    edge: &Edge,
-    binding: &Binding,
-    form: Form,
-    variables: &[(&str, String)],
-    parts: &Parts,
-    body: Body,
-) -> Result<Response<Body>, Rejection> {
-    let body = request::collect(body, edge.max_body_bytes).await?;
-    let message = request::message(binding, variables, parts.uri.query(), &parts.headers, &body)?;
-    drop(body);
-    let timeout = forward::timeout(&parts.headers, edge.max_timeout);
-    let upstream = Call::new(edge, binding, &parts.headers, &message, timeout)?;
-    drop(message);
-    if binding.rpc.is_server_streaming() {
-        let deadline = upstream.deadline;
-        let messages = upstream.stream().await?;
-        return Ok(stream::response(binding.clone(), form, messages, deadline));
-    }
-    let answer = upstream.unary().await?;
-    Ok(json(StatusCode::OK, render(binding, answer)?))
-}
-
-/// The JSON of an answer (or of one message of a streamed one).
+/// The JSON of an answer.
 pub fn render(binding: &Binding, message: Bytes) -> Result<Vec<u8>, Error> {
-    let message = DynamicMessage::decode(binding.rpc.output(), message)
-        .map_err(|error| Error::internal("read the service's answer", error))?;
+    print(binding, &read(binding, message)?)
+}
+
+/// An answer, or one message of a streamed one.
+pub fn read(binding: &Binding, message: Bytes) -> Result<DynamicMessage, Error> {
+    DynamicMessage::decode(binding.rpc.output(), message)
+        .map_err(|error| Error::internal("read the service's answer", error))
+}
+
+/// Its JSON.
+pub fn print(binding: &Binding, message: &DynamicMessage) -> Result<Vec<u8>, Error> {
     let text = match &binding.response_body {
-        None => serde_json::to_vec(&write::Message(&message)),
-        Some(field) => serde_json::to_vec(&write::Field(&message, field)),
+        None => serde_json::to_vec(&write::Message(message)),
+        Some(field) => serde_json::to_vec(&write::Field(message, field)),
     };
     text.map_err(|error| Error::internal("print the service's answer", error))
 }
 
-fn json(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
+pub fn json(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -124,54 +185,4 @@ fn json(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-/// One call to a service.
-struct Call<'a> {
-    client: Grpc<Upstream>,
-    binding: &'a Binding,
-    request: tonic::Request<Bytes>,
-    deadline: Instant,
-}
-
-impl<'a> Call<'a> {
-    fn new(
-        edge: &Edge,
-        binding: &'a Binding,
-        headers: &HeaderMap,
-        message: &DynamicMessage,
-        timeout: Duration,
-    ) -> Result<Self, Error> {
-        let service = binding.rpc.parent_service();
-        let upstream = edge.services.get(service.full_name());
-        let upstream = upstream.ok_or_else(|| {
-            let message = format!("{} is not served here", service.full_name());
-            Error::new(ErrorKind::Unimplemented, errors::edge_reason::METHOD_NOT_FOUND, message)
-        })?;
-        let headers = forward::context(headers, timeout, service.full_name() == ISSUER);
-        let mut request = tonic::Request::new(Bytes::from(message.encode_to_vec()));
-        *request.metadata_mut() = MetadataMap::from_headers(headers);
-        let client = Grpc::new(upstream.clone()).max_decoding_message_size(MESSAGE_MAX);
-        Ok(Self { client, binding, request, deadline: Instant::now() + timeout })
-    }
-
-    async fn unary(mut self) -> Result<Bytes, Error> {
-        let path = self.binding.path.clone();
-        let call = async {
-            self.client.ready().await.map_err(errors::unreachable)?;
-            let answer = self.client.unary(self.request, path, Encoded).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| from_upstream(&status))
-        };
-        timeout_at(self.deadline, call).await.unwrap_or_else(|_| Err(deadline_exceeded()))
-    }
-
-    async fn stream(mut self) -> Result<Streaming<Bytes>, Error> {
-        let path = self.binding.path.clone();
-        let call = async {
-            self.client.ready().await.map_err(errors::unreachable)?;
-            let answer = self.client.server_streaming(self.request, path, Encoded).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| from_upstream(&status))
-        };
-        timeout_at(self.deadline, call).await.unwrap_or_else(|_| Err(deadline_exceeded()))
-    }
 }

@@ -1,6 +1,7 @@
 //! The route table, built from the `google.api.http` annotations of `cloud_sandbox.v1`.
 //!
-//! Invariant: an endpoint (HTTP method and path) has at most one unary and at most one server-streaming RPC.
+//! Invariant: an endpoint (HTTP method and path) has at most one RPC of each form: unary, stream of events, download and
+//! upload of raw bytes.
 
 use std::borrow::Cow;
 
@@ -10,7 +11,11 @@ use prost_reflect::{
     DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, MessageDescriptor, MethodDescriptor,
 };
 
-use crate::{Error, template::Template};
+use crate::{
+    Error,
+    raw::{Download, Upload},
+    template::Template,
+};
 
 /// The package whose services clients may call.
 pub const PACKAGE: &str = "cloud_sandbox.v1";
@@ -41,7 +46,38 @@ pub struct Endpoint {
     pub method: Method,
     pub template: Template,
     pub unary: Option<Binding>,
+    /// a stream of events
     pub streaming: Option<Binding>,
+    /// an answer of raw bytes
+    pub download: Option<Download>,
+    /// a request of raw bytes
+    pub upload: Option<Upload>,
+}
+
+impl Endpoint {
+    fn new(method: Method, template: Template) -> Self {
+        Self { method, template, unary: None, streaming: None, download: None, upload: None }
+    }
+
+    /// Every RPC behind this endpoint, the one that it is known by first.
+    pub fn bindings(&self) -> impl Iterator<Item = &Binding> {
+        let download = self.download.iter().map(|download| &download.binding);
+        let upload = self.upload.iter().map(|upload| &upload.binding);
+        self.unary.iter().chain(&self.streaming).chain(download).chain(upload)
+    }
+
+    fn add(&mut self, binding: Binding) -> Result<(), String> {
+        let taken = if binding.rpc.is_client_streaming() {
+            self.upload.replace(Upload::of(binding)?).map(|other| other.binding)
+        } else if let Some(download) = Download::of(&binding) {
+            self.download.replace(download).map(|other| other.binding)
+        } else if binding.rpc.is_server_streaming() {
+            self.streaming.replace(binding)
+        } else {
+            self.unary.replace(binding)
+        };
+        taken.map_or(Ok(()), |other| Err(format!("{} has the same route", other.rpc.full_name())))
+    }
 }
 
 /// All endpoints, the most specific template first.
@@ -86,9 +122,6 @@ impl RouteTable {
     }
 
     fn add(&mut self, rpc: &MethodDescriptor, rule: &DynamicMessage) -> Result<(), String> {
-        if rpc.is_client_streaming() {
-            return Err("a client stream has no REST form".to_owned());
-        }
         let (method, path) = pattern(rule)?;
         let template = Template::parse(&path)?;
         for field in template.fields() {
@@ -112,15 +145,11 @@ impl RouteTable {
         let endpoint = match self.endpoints.iter_mut().find(known) {
             Some(endpoint) => endpoint,
             None => {
-                self.endpoints.push(Endpoint { method, template, unary: None, streaming: None });
+                self.endpoints.push(Endpoint::new(method, template));
                 self.endpoints.last_mut().expect("one was just pushed")
             }
         };
-        let slot = if rpc.is_server_streaming() { &mut endpoint.streaming } else { &mut endpoint.unary };
-        match slot.replace(binding) {
-            Some(other) => Err(format!("{} has the same route", other.rpc.full_name())),
-            None => Ok(()),
-        }
+        endpoint.add(binding)
     }
 
     pub fn endpoints(&self) -> &[Endpoint] {
@@ -232,9 +261,27 @@ mod tests {
     }
 
     #[test]
+    fn raw_and_json_form_share_an_endpoint() {
+        let table = table();
+        let find = |method, path| table.find(&method, &segments(path).unwrap()).unwrap().0;
+        let get = find(Method::GET, "/api/v1/files");
+        assert_eq!(get.unary.as_ref().unwrap().rpc.name(), "ReadFile");
+        let download = get.download.as_ref().unwrap();
+        assert_eq!((download.binding.rpc.name(), download.media_type()), ("DownloadFile", "application/octet-stream"));
+        let put = find(Method::PUT, "/api/v1/files");
+        assert_eq!(put.unary.as_ref().unwrap().rpc.name(), "WriteFile");
+        assert_eq!(put.upload.as_ref().unwrap().binding.rpc.name(), "UploadFile");
+        let archive = find(Method::GET, "/api/v1/files/archive");
+        assert!(archive.unary.is_none() && archive.streaming.is_none());
+        assert_eq!(archive.download.as_ref().unwrap().media_type(), "application/x-tar");
+        let events = find(Method::GET, "/api/v1/files/watch");
+        assert!(events.streaming.is_some() && events.download.is_none());
+    }
+
+    #[test]
     fn only_public_services_have_routes() {
         let table = table();
-        for binding in table.endpoints().iter().flat_map(|e| e.unary.iter().chain(&e.streaming)) {
+        for binding in table.endpoints().iter().flat_map(Endpoint::bindings) {
             assert_eq!(binding.rpc.parent_service().package_name(), PACKAGE);
         }
     }

@@ -19,7 +19,8 @@ use tonic::Streaming;
 use crate::{
     accept::Form,
     errors::{deadline_exceeded, envelope, from_upstream, http_status},
-    rest::render,
+    rest::{print, read},
+    resume::{self, Position},
     routes::Binding,
 };
 
@@ -29,7 +30,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The answer that carries `messages` in `form` until `deadline`.
-pub fn response(binding: Binding, form: Form, mut messages: Streaming<Bytes>, deadline: Instant) -> Response<Body> {
+///
+/// A `position` goes along in the events' ids, where the form has ids.
+pub fn response(
+    binding: Binding,
+    form: Form,
+    mut messages: Streaming<Bytes>,
+    deadline: Instant,
+    mut position: Option<Position>,
+) -> Response<Body> {
     let elements = stream! {
         loop {
             let next = timeout(KEEP_ALIVE, timeout_at(deadline, messages.message())).await;
@@ -40,12 +49,12 @@ pub fn response(binding: Binding, form: Form, mut messages: Streaming<Bytes>, de
                 }
                 Err(_) => continue,
                 Ok(Ok(Ok(None))) => break,
-                Ok(Ok(Ok(Some(message)))) => render(&binding, message),
+                Ok(Ok(Ok(Some(message)))) => element(&binding, message, position.as_mut()),
                 Ok(Ok(Err(status))) => Err(from_upstream(&status)),
                 Ok(Err(_)) => Err(deadline_exceeded()),
             };
             match element {
-                Ok(json) => yield Ok(framed(form, &json)),
+                Ok(json) => yield Ok(framed(form, position, &json)),
                 Err(error) => {
                     yield Ok(failure(form, &error));
                     break;
@@ -61,10 +70,22 @@ pub fn response(binding: Binding, form: Form, mut messages: Streaming<Bytes>, de
     response
 }
 
+/// The JSON of one message, which `position` is moved past.
+fn element(binding: &Binding, message: Bytes, position: Option<&mut Position>) -> Result<Vec<u8>, Error> {
+    let message = read(binding, message)?;
+    if let (Some(position), Some(event)) = (position, resume::event(binding, &message)) {
+        position.pass(&event);
+    }
+    print(binding, &message)
+}
+
 /// One element. JSON text has no line breaks of its own, so neither form needs escaping.
-fn framed(form: Form, json: &[u8]) -> Bytes {
-    let mut element = BytesMut::with_capacity(json.len() + 8);
+fn framed(form: Form, position: Option<Position>, json: &[u8]) -> Bytes {
+    let mut element = BytesMut::with_capacity(json.len() + 64);
     if form == Form::EventStream {
+        if let Some(position) = position {
+            element.put_slice(format!("id: {}\n", position.id()).as_bytes());
+        }
         element.put_slice(b"data: ");
     }
     element.put_slice(json);
@@ -74,7 +95,7 @@ fn framed(form: Form, json: &[u8]) -> Bytes {
 
 fn failure(form: Form, error: &Error) -> Bytes {
     let json = envelope(error, http_status(error.kind())).to_string();
-    let data = framed(form, json.as_bytes());
+    let data = framed(form, None, json.as_bytes());
     match form {
         Form::EventStream => [&b"event: error\n"[..], &data].concat().into(),
         _ => data,

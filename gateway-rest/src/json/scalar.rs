@@ -15,6 +15,10 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PA
 
 /// Reads `text` as a value of `kind`. The error is the rule that it breaks.
 pub fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
+    if is_integer(kind) && has_leading_zero(text) {
+        // 0644 is another number to whoever wrote it
+        return Err(format!("must be {}, decimal and without leading zeros", expected(kind)));
+    }
     let value = match kind {
         Kind::Double => float(text).map(Value::F64),
         Kind::Float => text.parse().ok().or_else(|| float(text).and_then(single)).map(Value::F32),
@@ -29,6 +33,16 @@ pub fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Message(_) => None,
     };
     value.ok_or_else(|| format!("must be {}", expected(kind)))
+}
+
+fn is_integer(kind: &Kind) -> bool {
+    use Kind::{Fixed32, Fixed64, Int32, Int64, Sfixed32, Sfixed64, Sint32, Sint64, Uint32, Uint64};
+    matches!(kind, Int32 | Int64 | Uint32 | Uint64 | Sint32 | Sint64 | Fixed32 | Fixed64 | Sfixed32 | Sfixed64)
+}
+
+fn has_leading_zero(text: &str) -> bool {
+    let digits = text.trim_start_matches(['+', '-']);
+    digits.len() > 1 && digits.starts_with('0')
 }
 
 /// Reads a whole number as a value of `kind`.
@@ -95,6 +109,11 @@ mod tests {
         assert!(from_float(&Kind::Float, 1e300).is_err());
         assert_eq!(from_text(&Kind::Uint64, "18446744073709551615"), Ok(Value::U64(u64::MAX)));
         assert!(from_text(&Kind::Double, "inf").is_err());
+        for octal in ["0644", "0o644", "00", "-07"] {
+            assert!(from_text(&Kind::Int32, octal).unwrap_err().contains("without leading zeros"), "{octal}");
+        }
+        assert_eq!(from_text(&Kind::Uint32, "0"), Ok(Value::U32(0)));
+        assert_eq!(from_text(&Kind::Double, "0.5"), Ok(Value::F64(0.5)));
     }
 
     #[test]

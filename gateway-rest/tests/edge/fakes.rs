@@ -1,5 +1,8 @@
 //! Services whose answers depend on what they are asked, and who remember what reached them.
 
+mod contexts;
+pub mod files;
+
 use std::{
     pin::Pin,
     sync::{
@@ -10,12 +13,13 @@ use std::{
 };
 
 use async_stream::stream;
+use bytes::Bytes;
 use cloud_sandbox_auth::{AuthLayer, Tokens};
 use cloud_sandbox_gateway_rest::Upstreams;
 use cloud_sandbox_model::error::{Error, ErrorKind, reason};
 use cloud_sandbox_proto::v1::{
-    exec_event::Event, exec_output::Content, exec_request::Input, exec_service_server::*, file_service_server::*,
-    scheduler_service_server::*, session_service_server::*, *,
+    Context as CodeContext, context_service_server::*, exec_event::Event, exec_output::Content, exec_request::Input,
+    exec_service_server::*, file_service_server::*, scheduler_service_server::*, session_service_server::*, *,
 };
 use cloud_sandbox_rpc::{in_process, to_status};
 use futures::{Stream, StreamExt};
@@ -31,7 +35,10 @@ type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub struct Seen {
     pub headers: Mutex<HeaderMap>,
     pub request: Mutex<String>,
-    /// calls that were dropped before they ended
+    /// the ranges of files that were asked for
+    pub downloads: Mutex<Vec<(u64, u64)>>,
+    pub uploaded: Mutex<files::Uploaded>,
+    /// calls that were dropped before they ended, and those of files that ended
     pub dropped: AtomicUsize,
 }
 
@@ -76,7 +83,9 @@ pub struct Fake(pub Arc<Seen>);
 pub fn upstreams(tokens: &Tokens, seen: &Arc<Seen>) -> Upstreams {
     let fake = Fake(Arc::clone(seen));
     let auth = AuthLayer::new(tokens.clone());
-    let exec = Routes::new(ExecServiceServer::new(fake.clone())).add_service(FileServiceServer::new(fake.clone()));
+    let exec = Routes::new(ExecServiceServer::new(fake.clone()))
+        .add_service(ContextServiceServer::new(fake.clone()))
+        .add_service(FileServiceServer::new(fake.clone()).max_decoding_message_size(8 << 20));
     Upstreams {
         scheduler: in_process(auth.layer(SchedulerServiceServer::new(fake.clone()))),
         session: in_process(auth.layer(SessionServiceServer::new(fake))),
@@ -219,7 +228,7 @@ impl ExecService for Fake {
         let seen = Arc::clone(&self.0);
         let events = stream! {
             let answer = |event| Ok(ExecuteStreamResponse { event: Some(event) });
-            yield answer(event(Event::Started(ExecStarted { execution_id: "ex1".into() })));
+            yield answer(event(Event::Started(ExecStarted { execution_id: "ex1".into(), pid: 7 })));
             if code == "broken" {
                 yield Err(to_status(Error::new(ErrorKind::Unavailable, reason::SANDBOX_GONE, "the node is gone")));
                 return;
@@ -251,31 +260,83 @@ impl ExecService for Fake {
         };
         Ok(Response::new(Box::pin(echoed)))
     }
+
+    async fn start_execution(&self, request: Request<StartExecutionRequest>) -> Answer<StartExecutionResponse> {
+        self.0.note(&request);
+        Ok(Response::new(StartExecutionResponse { execution: execution("ex1") }))
+    }
+
+    async fn list_executions(&self, request: Request<ListExecutionsRequest>) -> Answer<ListExecutionsResponse> {
+        self.0.note(&request);
+        Ok(Response::new(ListExecutionsResponse::default()))
+    }
+
+    async fn get_execution(&self, request: Request<GetExecutionRequest>) -> Answer<GetExecutionResponse> {
+        self.0.note(&request);
+        Ok(Response::new(GetExecutionResponse { execution: execution(&request.into_inner().execution_id) }))
+    }
+
+    type AttachExecutionStream = Events<AttachExecutionResponse>;
+
+    async fn attach_execution(&self, request: Request<AttachExecutionRequest>) -> Answer<Self::AttachExecutionStream> {
+        self.0.note(&request);
+        let AttachExecutionRequest { execution_id, stdout_offset, stderr_offset, .. } = request.into_inner();
+        let events = stream! {
+            let answer = |event| Ok(AttachExecutionResponse { event: Some(ExecEvent { event: Some(event) }) });
+            let output = |offset, content| ExecOutput { offset, content: Some(content) };
+            yield answer(Event::Started(ExecStarted { execution_id, pid: 7 }));
+            yield answer(Event::Stdout(output(stdout_offset, Content::Text("ä\n".into()))));
+            yield answer(Event::Stderr(output(stderr_offset, Content::Data(vec![0xff].into()))));
+            yield answer(Event::Gap(ExecGap {
+                stream: OutputStream::Stdout.into(),
+                offset: stdout_offset + 3,
+                length: 100,
+                results: 0,
+            }));
+            yield answer(Event::Exited(ExecExited::default()));
+        };
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn read_execution_output(
+        &self,
+        request: Request<ReadExecutionOutputRequest>,
+    ) -> Answer<ReadExecutionOutputResponse> {
+        self.0.note(&request);
+        let content = Some(read_execution_output_response::Content::Text("a".into()));
+        Ok(Response::new(ReadExecutionOutputResponse { content, next_offset: 1, ..Default::default() }))
+    }
+
+    async fn grep_execution_output(
+        &self,
+        request: Request<GrepExecutionOutputRequest>,
+    ) -> Answer<GrepExecutionOutputResponse> {
+        self.0.note(&request);
+        Ok(Response::new(GrepExecutionOutputResponse::default()))
+    }
+
+    async fn write_execution_stdin(
+        &self,
+        request: Request<WriteExecutionStdinRequest>,
+    ) -> Answer<WriteExecutionStdinResponse> {
+        self.0.note(&request);
+        Ok(Response::new(WriteExecutionStdinResponse { stdin_bytes: 1 }))
+    }
+
+    async fn signal_execution(&self, request: Request<SignalExecutionRequest>) -> Answer<SignalExecutionResponse> {
+        self.0.note(&request);
+        Ok(Response::new(SignalExecutionResponse {}))
+    }
+
+    async fn resize_execution_terminal(
+        &self,
+        request: Request<ResizeExecutionTerminalRequest>,
+    ) -> Answer<ResizeExecutionTerminalResponse> {
+        self.0.note(&request);
+        Ok(Response::new(ResizeExecutionTerminalResponse {}))
+    }
 }
 
-#[async_trait]
-impl FileService for Fake {
-    async fn read_file(&self, request: Request<ReadFileRequest>) -> Answer<ReadFileResponse> {
-        self.0.note(&request);
-        let body = Some(read_file_response::Body::Data(vec![0, 0xff].into()));
-        Ok(Response::new(ReadFileResponse { body, ..Default::default() }))
-    }
-
-    async fn write_file(&self, request: Request<WriteFileRequest>) -> Answer<WriteFileResponse> {
-        self.0.note(&request);
-        let wanted = request.into_inner();
-        let size = match wanted.body {
-            Some(write_file_request::Body::Content(text)) => text.len(),
-            Some(write_file_request::Body::Data(data)) => data.len(),
-            None => 0,
-        };
-        let file =
-            FileInfo { path: wanted.path, size: size as u64, r#type: FileType::File.into(), ..Default::default() };
-        Ok(Response::new(WriteFileResponse { file: Some(file) }))
-    }
-
-    async fn delete_file(&self, request: Request<DeleteFileRequest>) -> Answer<DeleteFileResponse> {
-        self.0.note(&request);
-        Ok(Response::new(DeleteFileResponse { path: request.into_inner().path, deleted: true }))
-    }
+fn execution(id: &str) -> Option<Execution> {
+    Some(Execution { execution_id: id.to_owned(), state: ExecutionState::Running.into(), ..Default::default() })
 }

@@ -15,9 +15,12 @@ use crate::{
     support::{options, token},
 };
 
-const PATHS: [&str; 8] = [
+const PATHS: [&str; 11] = [
     "/api/v1/execute",
     "/api/v1/files",
+    "/api/v1/files/archive",
+    "/api/v1/files/url",
+    "/api/v1/executions/ex1/output",
     "/api/v1/sandbox",
     "/api/v1/sandbox/acquire",
     "/api/v1/sessions/x/pause",
@@ -25,8 +28,23 @@ const PATHS: [&str; 8] = [
     "/docs/",
     "/",
 ];
-const NAMES: [&str; 10] =
-    ["sandbox_id", "code", "env", "argv", "limits", "data", "content", "timeout_ms", "role", "page_size"];
+const NAMES: [&str; 15] = [
+    "path",
+    "raw_path",
+    "offset",
+    "length",
+    "access_token",
+    "sandbox_id",
+    "code",
+    "env",
+    "argv",
+    "limits",
+    "data",
+    "content",
+    "timeout_ms",
+    "role",
+    "page_size",
+];
 
 fn encoded(bytes: &[u8]) -> String {
     percent_encode(bytes, NON_ALPHANUMERIC).to_string()
@@ -64,14 +82,19 @@ fn json() -> impl Strategy<Value = Vec<u8>> {
     value.prop_map(|value| value.to_string().into_bytes())
 }
 
-async fn status(router: Router, method: Method, uri: String, accept: &str, body: Vec<u8>) -> Option<u16> {
-    let request = Request::builder()
-        .method(method)
-        .uri(uri)
-        .header("authorization", format!("Bearer {}", token("ada", Role::User)))
-        .header("content-type", "application/json")
-        .header("accept", accept)
-        .body(Body::from(body));
+async fn status(
+    router: Router,
+    method: Method,
+    uri: String,
+    headers: Vec<(&str, String)>,
+    body: Vec<u8>,
+) -> Option<u16> {
+    let mut request = Request::builder().method(method).uri(uri);
+    request = request.header("authorization", format!("Bearer {}", token("ada", Role::User)));
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let request = request.body(Body::from(body));
     // what is no URI at all, the HTTP parser refuses
     let response = router.oneshot(request.ok()?).await.unwrap();
     Some(response.status().as_u16())
@@ -85,13 +108,20 @@ fn arbitrary_requests_are_never_a_server_fault() {
         Gateway::new(options(&seen, &well)).unwrap().router()
     };
     let methods = select(vec![Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::HEAD, Method::OPTIONS]);
-    let accepts = select(vec!["*/*", "text/event-stream", "application/x-ndjson", "q=;,;"]);
+    let accepts = select(vec!["*/*", "text/event-stream", "application/x-ndjson", "application/octet-stream", "q=;,;"]);
+    let types = select(vec!["application/json", "application/octet-stream", "multipart/form-data"]);
+    let conditions =
+        select(vec!["range", "if-range", "if-match", "if-none-match", "if-modified-since", "last-event-id"]);
+    let condition = (conditions, "[ -~]{0,12}|bytes=[0-9]{0,20}-[0-9]{0,20}");
     let bodies = prop_oneof![vec(any::<u8>(), 0..64), json()];
     let mut runner = TestRunner::new(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() });
-    let requests = (methods, path(), query(), accepts, bodies);
-    let result = runner.run(&requests, |(method, path, query, accept, body)| {
+    let headers = (accepts, types, condition);
+    let requests = (methods, path(), query(), headers, bodies);
+    let result = runner.run(&requests, |(method, path, query, (accept, content_type, (condition, value)), body)| {
         let uri = if query.is_empty() { path } else { format!("{path}?{query}") };
-        let status = runtime.block_on(status(router.clone(), method, uri, accept, body));
+        let headers =
+            vec![("accept", accept.to_owned()), ("content-type", content_type.to_owned()), (condition, value)];
+        let status = runtime.block_on(status(router.clone(), method, uri, headers, body));
         prop_assert!(status.is_none_or(|status| status < 500), "{status:?}");
         Ok(())
     });

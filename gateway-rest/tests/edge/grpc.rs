@@ -6,7 +6,8 @@ use cloud_sandbox_proto::{
     node,
     v1::{
         exec_event::Event, exec_request::Input, exec_service_client::ExecServiceClient,
-        scheduler_service_client::SchedulerServiceClient, *,
+        file_service_client::FileServiceClient, scheduler_service_client::SchedulerServiceClient,
+        upload_file_request::Part, *,
     },
 };
 use futures::{StreamExt, stream};
@@ -146,7 +147,7 @@ async fn reflection_shows_the_public_services_alone() {
     let Ok(MessageResponse::ListServicesResponse(list)) = &answers[0] else { panic!("{answers:?}") };
     let mut names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
     names.sort_unstable();
-    let v1 = ["AuthService", "ExecService", "FileService", "SchedulerService", "SessionService"];
+    let v1 = ["AuthService", "ContextService", "ExecService", "FileService", "SchedulerService", "SessionService"];
     let mut wanted: Vec<_> = v1.iter().map(|name| format!("cloud_sandbox.v1.{name}")).collect();
     wanted.push("grpc.health.v1.Health".into());
     assert_eq!(names, wanted);
@@ -210,6 +211,10 @@ async fn preflight_allows_any_origin_without_credentials() {
     let answer = preflight.header("access-control-request-headers", "authorization,x-grpc-web").send().await.unwrap();
     assert_eq!(answer.status(), 204);
     let headers = answer.headers();
+    let allowed = headers["access-control-allow-headers"].to_str().unwrap();
+    for name in ["authorization", "range", "if-match", "if-none-match"] {
+        assert!(allowed.split(", ").any(|header| header == name), "{name} in {allowed}");
+    }
     assert_eq!(headers["access-control-allow-origin"], "*");
     let allowed = headers["access-control-allow-headers"].to_str().unwrap();
     for name in ["authorization", "content-type", "x-grpc-web", "x-user-agent", "x-request-id", "grpc-timeout"] {
@@ -238,4 +243,26 @@ async fn unreachable_service_is_unavailable() {
     let status = client.get_sandbox_stats(authorized(GetSandboxStatsRequest {})).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(status.get_details_error_info().unwrap().reason, "UPSTREAM_UNREACHABLE");
+}
+
+#[tokio::test]
+async fn large_streams_pass_whole_both_ways() {
+    const SIZE: u64 = 40_000_000;
+    let edge = Edge::start().await;
+    let mut client = FileServiceClient::new(edge.channel().await).max_decoding_message_size(8 << 20);
+    let wanted = DownloadFileRequest { path: format!("/zeros/{SIZE}"), ..Default::default() };
+    let mut messages = client.download_file(authorized(wanted)).await.unwrap().into_inner();
+    let mut received = 0;
+    while let Some(message) = messages.next().await {
+        received += message.unwrap().data.len() as u64;
+    }
+    assert_eq!(received, SIZE);
+
+    let data = Bytes::from(vec![7; 4_000_000]);
+    let header = UploadFileHeader { path: "/counted".into(), ..Default::default() };
+    let parts = [Part::Header(header)].into_iter().chain((0..10).map(move |_| Part::Data(data.clone())));
+    let parts = parts.chain([Part::Commit(UploadCommit {})]);
+    let messages = stream::iter(parts.map(|part| UploadFileRequest { part: Some(part) }));
+    let answer = client.upload_file(authorized(messages)).await.unwrap().into_inner();
+    assert_eq!(answer.file.unwrap().size, SIZE);
 }

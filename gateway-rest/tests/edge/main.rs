@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its body does")]
 
 mod auth;
+mod downloads;
 mod errors;
 mod fakes;
+mod file_urls;
 mod fuzz;
 mod grpc;
 mod limits;
@@ -12,3 +14,5 @@ mod operational;
 mod rest;
 mod streams;
 mod support;
+mod throughput;
+mod uploads;

@@ -236,3 +236,100 @@ impl Write for Log {
         Ok(())
     }
 }
+
+#[tokio::test]
+async fn executions_and_contexts_are_served_in_their_annotated_shapes() {
+    let edge = Edge::start().await;
+    let call = |method: &str, path: &str, body: Option<Value>| {
+        let call = edge.call(method.parse().unwrap(), path);
+        let call = match body {
+            Some(body) => call.header("content-type", "application/json").body(body.to_string()),
+            None => call,
+        };
+        async move { support::json(call.send().await.unwrap()).await }
+    };
+    let started = json!({"sandbox_id": "s", "command": "sleep 1", "terminal": {"rows": 2, "cols": 3}});
+    for (method, path, body, sent, shown) in [
+        ("POST", "/api/v1/executions", Some(started), "rows: 2", ("state", json!("running"))),
+        ("GET", "/api/v1/executions?sandbox_id=s&state=exited&tag=t", None, "Exited", ("executions", json!([]))),
+        ("GET", "/api/v1/executions/ex9?sandbox_id=s", None, "\"ex9\"", ("execution_id", json!("ex9"))),
+        (
+            "GET",
+            "/api/v1/executions/ex9/output?sandbox_id=s&stream=stderr&limit=9",
+            None,
+            "Stderr",
+            ("text", json!("a")),
+        ),
+        (
+            "GET",
+            "/api/v1/executions/ex9/output/grep?sandbox_id=s&pattern=a%2Bb&context_lines=2",
+            None,
+            "\"a+b\"",
+            ("more", json!(false)),
+        ),
+        (
+            "POST",
+            "/api/v1/executions/ex9/stdin",
+            Some(json!({"sandbox_id": "s", "data": "/w==", "offset": 0})),
+            "offset: Some(0)",
+            ("stdin_bytes", json!(1)),
+        ),
+        ("POST", "/api/v1/contexts", Some(json!({"sandbox_id": "s"})), "\"s\"", ("context_id", json!("cx1"))),
+        ("GET", "/api/v1/contexts/cx9?sandbox_id=s", None, "\"cx9\"", ("state", json!("idle"))),
+        (
+            "POST",
+            "/api/v1/contexts/cx9/restart",
+            Some(json!({"sandbox_id": "s"})),
+            "\"cx9\"",
+            ("context_id", json!("cx9")),
+        ),
+        (
+            "POST",
+            "/api/v1/contexts/cx9/interrupt",
+            Some(json!({"sandbox_id": "s"})),
+            "\"cx9\"",
+            ("running", json!(true)),
+        ),
+        ("DELETE", "/api/v1/contexts/cx9?sandbox_id=s", None, "\"cx9\"", ("deleted", json!(true))),
+    ] {
+        let (status, answer) = call(method, path, body).await;
+        assert_eq!((status, &answer[shown.0]), (200, &shown.1), "{method} {path}: {answer}");
+        assert!(edge.seen.request().contains(sent), "{method} {path}: {}", edge.seen.request());
+    }
+}
+
+#[tokio::test]
+async fn body_field_path_and_query_together_make_one_request() {
+    let edge = Edge::start().await;
+    let put = |query: &str, body: &'static str| {
+        let call = edge.call(Method::PUT, &format!("/api/v1/executions/ex1/terminal{query}"));
+        let call = call.header("content-type", "application/json").body(body);
+        async move { support::json(call.send().await.unwrap()).await }
+    };
+    let (status, answer) = put("?sandbox_id=s", r#"{"rows": 24, "cols": 80}"#).await;
+    assert_eq!((status, answer), (200, json!({})));
+    let request = edge.seen.request();
+    for part in ["\"s\"", "\"ex1\"", "rows: 24", "cols: 80"] {
+        assert!(request.contains(part), "{part} in {request}");
+    }
+    for (query, field) in [("?terminal.rows=3", "terminal.rows"), ("?execution_id=x", "execution_id")] {
+        let (status, answer) = put(query, "{}").await;
+        assert_eq!((status, support::violated(&answer)), (400, field.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn file_operations_are_served_in_their_annotated_shapes() {
+    let edge = Edge::start().await;
+    let (_, file) = support::json(edge.get("/api/v1/files/stat?sandbox_id=s&raw_path=_w").await).await;
+    assert_eq!((&file["size"], &file["etag"]), (&json!(10), &json!("e-10")));
+    assert!(edge.seen.request().contains(r#"raw_path: b"\xff""#), "{}", edge.seen.request());
+    let (_, list) = support::json(edge.get("/api/v1/files/list?sandbox_id=s&path=/&depth=3&glob=**/*.py").await).await;
+    assert_eq!(list, json!({"files": [], "next_page_token": ""}));
+    let body = r#"{"sandbox_id": "s", "source": "/a", "destination": "/b", "overwrite": true}"#;
+    let (_, moved) = support::json(edge.post("/api/v1/files/move", body).await).await;
+    assert_eq!(moved["path"], "/b");
+    let body = r#"{"sandbox_id": "s", "files": [{"path": "/a", "content": "x"}, {"path": "/b", "data": "/w=="}]}"#;
+    let (_, written) = support::json(edge.post("/api/v1/files/batch", body).await).await;
+    assert_eq!(written["files"][1]["path"], "/b");
+}

@@ -22,7 +22,7 @@ async fn event_stream_carries_one_document_an_event() {
         .split_terminator("\n\n")
         .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
         .collect();
-    assert_eq!(events[0], json!({"started": {"execution_id": "ex1"}}));
+    assert_eq!(events[0], json!({"started": {"execution_id": "ex1", "pid": 7}}));
     assert_eq!(events[1], json!({"stdout": {"offset": 0, "text": "a\nb"}}));
     assert_eq!(events[2], json!({"stdout": {"offset": 0, "data": "/w=="}}));
     assert_eq!(events[3]["exited"]["exit_code"], 3);
@@ -87,4 +87,64 @@ async fn stream_ends_at_its_deadline_with_an_error() {
     let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert_error(504, &last, 504, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED");
     edge.seen.assert_dropped().await;
+}
+
+#[tokio::test]
+async fn output_is_read_at_once_or_streamed_by_accept() {
+    let edge = Edge::start().await;
+    let path = "/api/v1/executions/ex1/output?sandbox_id=s";
+    let read: Value = serde_json::from_str(&edge.get(path).await.text().await.unwrap()).unwrap();
+    assert_eq!((&read["text"], &read["next_offset"]), (&json!("a"), &json!(1)));
+    let streamed = edge.call(Method::GET, &format!("{path}&stdout_offset=5")).header("accept", "application/x-ndjson");
+    let lines = streamed.send().await.unwrap().text().await.unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[1], json!({"stdout": {"offset": 5, "text": "ä\n"}}));
+    assert_eq!(lines.len(), 5);
+}
+
+#[tokio::test]
+async fn event_stream_is_taken_up_after_the_last_event_seen() {
+    let edge = Edge::start().await;
+    let path = "/api/v1/executions/ex1/output?sandbox_id=s&stdout_offset=5&stderr_offset=2";
+    let attached = || edge.call(Method::GET, path).header("accept", "text/event-stream");
+    let ids = |text: &str| -> Vec<String> {
+        text.lines().filter_map(|line| line.strip_prefix("id: ")).map(str::to_owned).collect()
+    };
+    let text = attached().send().await.unwrap().text().await.unwrap();
+    assert_eq!(ids(&text), ["5-2", "8-2", "8-3", "108-3", "108-3"], "{text}");
+    assert!(text.contains("id: 8-2\ndata: {\"stdout\""), "{text}");
+
+    let text = attached().header("last-event-id", "8-3").send().await.unwrap().text().await.unwrap();
+    assert_eq!(ids(&text)[0], "8-3");
+    let request = edge.seen.request();
+    assert!(request.contains("stdout_offset: 8") && request.contains("stderr_offset: 3"), "{request}");
+
+    let answer = attached().header("last-event-id", "nonsense").send().await.unwrap();
+    let status = answer.status().as_u16();
+    assert_error(status, &answer.json().await.unwrap(), 400, "INVALID_ARGUMENT", "INVALID_REQUEST");
+}
+
+#[tokio::test]
+async fn line_of_output_gets_through_at_once() {
+    let edge = Edge::start().await;
+    let mut pieces = streamed(&edge, "text/event-stream", "endless").await.bytes_stream();
+    let started = std::time::Instant::now();
+    let mut text = String::new();
+    while !text.contains("tick") {
+        text.push_str(std::str::from_utf8(&pieces.next().await.unwrap().unwrap()).unwrap());
+    }
+    // one line every five milliseconds: a buffer of any size would hold the first back for long
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(text.len() < 2000, "{text}");
+}
+
+#[tokio::test]
+async fn watch_streams_its_events() {
+    let edge = Edge::start().await;
+    for (accept, first) in [("text/event-stream", "data: {"), ("*/*", "{")] {
+        let call = edge.call(Method::GET, "/api/v1/files/watch?sandbox_id=s&path=/a&recursive=true");
+        let text = call.header("accept", accept).send().await.unwrap().text().await.unwrap();
+        assert!(text.starts_with(first) && text.contains(r#""type":"started""#), "{text}");
+    }
+    assert!(edge.seen.request().contains("recursive: true"));
 }

@@ -91,7 +91,7 @@ fn none() -> reqwest::redirect::Policy {
 }
 
 pub fn token(user: &str, role: Role) -> String {
-    let who = Principal { tenant: "default".into(), user: user.into(), role };
+    let who = Principal::new("default", user, role);
     Tokens::hs256(&SECRET).mint(&who, Duration::from_secs(600)).unwrap()
 }
 
