@@ -7,7 +7,8 @@ purpose=${1:?run or test}
 
 # program that shows whether it is there, and the Debian package that brings it
 declare -A packages=([make]=make [curl]=curl [jq]=jq [redis-server]=redis-server)
-[[ $purpose == run ]] || packages+=([pgrep]=procps [qemu-system-x86_64]=qemu-system-x86 [busybox]=busybox-static)
+[[ $purpose == run ]] || packages+=([pgrep]=procps [qemu-system-x86_64]=qemu-system-x86 [busybox]=busybox-static \
+  [openssl]=openssl [setpriv]=util-linux)
 
 missing=()
 for program in "${!packages[@]}"; do
@@ -21,6 +22,14 @@ declare -A languages=([python3]=python3)
 for program in "${!languages[@]}"; do
   [[ -x /usr/bin/$program || -x /usr/local/bin/$program ]] || missing+=("${languages[$program]}")
 done
+
+# Debian keeps the server's programs apart from the others
+if [[ $purpose == test ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+  command -v initdb >/dev/null || missing+=(postgresql)
+fi
+
+# what the tests plot with
+[[ $purpose == run ]] || /usr/bin/python3 -c 'import matplotlib' 2>/dev/null || missing+=(python3-matplotlib)
 
 # the virtual machine's kernel comes from apt, which knows no packages on a machine that was never updated
 if [[ $purpose == test && -z $(apt-cache search --names-only '^linux-image-(cloud-amd64|virtual)$' 2>/dev/null) ]]; then

@@ -86,6 +86,8 @@ pub const MESSAGE_MAX: usize = 20 * 1024 * 1024;
 // Connections are few and local to a cluster; larger windows let one stream fill the link.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+// Each frame costs a system call here and there.
+const FRAME: u32 = 256 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -109,6 +111,7 @@ pub fn connect(uri: &str) -> Result<Upstream, BoxError> {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_while_idle(true);
     Ok(Upstream::new(endpoint.connect_lazy().map_err(Into::into)))

@@ -14,10 +14,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use cloud_sandbox_auth::{AuthLayer, Tokens};
+use cloud_sandbox_auth::AuthLayer;
+use cloud_sandbox_gateway_rest::Check;
 use cloud_sandbox_model::error::chain;
-use cloud_sandbox_storage::Directory;
+use cloud_sandbox_storage::{Directory, SessionStore};
 use cloud_sandbox_telemetry::{CallLayer, Metrics, metrics::CONTENT_TYPE as METRICS_TYPE};
+use futures::future::join_all;
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -27,10 +29,36 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often what gRPC health says is looked at anew.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
+/// What a role cannot do its work without.
+#[derive(Clone)]
+pub enum Store {
+    Directory(Arc<dyn Directory>),
+    Sessions(Arc<dyn SessionStore>),
+}
+
+impl Store {
+    /// Why it cannot be used now, with its name.
+    async fn why_not(&self) -> Option<String> {
+        let (name, check) = match self {
+            Self::Directory(directory) => ("directory", directory.check()),
+            Self::Sessions(sessions) => ("sessions", sessions.check()),
+        };
+        match timeout(CHECK_TIMEOUT, check).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => {
+                // the cause, with addresses, is for the operator
+                tracing::debug!(error = chain(&error), "the store of {name} failed its check");
+                Some(format!("{name}: {error}"))
+            }
+            Err(_) => Some(format!("{name}: no answer")),
+        }
+    }
+}
+
 /// Whether a role should get calls. Clones are one.
 #[derive(Clone)]
 pub struct Readiness {
-    directory: Arc<dyn Directory>,
+    stores: Vec<Store>,
     reporter: HealthReporter,
     draining: Arc<AtomicBool>,
 }
@@ -63,6 +91,15 @@ impl Readiness {
         self.set_draining().await;
     }
 
+    /// The same for the edge of this process, under the role's name: it tells which store is away, as health cannot.
+    pub fn check(&self, name: &'static str) -> Check {
+        let readiness = self.clone();
+        Check::new(name, move || {
+            let readiness = readiness.clone();
+            Box::pin(async move { readiness.why_not().await.map_or(Ok(()), Err) })
+        })
+    }
+
     async fn answer(&self) -> Response {
         match self.why_not().await {
             None => "ready".into_response(),
@@ -74,15 +111,10 @@ impl Readiness {
         if self.draining.load(Ordering::Relaxed) {
             return Some("draining".to_owned());
         }
-        match timeout(CHECK_TIMEOUT, self.directory.check()).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => {
-                // the cause, with addresses, is for the operator
-                tracing::debug!(error = chain(&error), "the directory failed its check");
-                Some(error.to_string())
-            }
-            Err(_) => Some("the directory does not answer".to_owned()),
-        }
+        // at once: two that are silent take no longer than one
+        let whys = join_all(self.stores.iter().map(Store::why_not)).await;
+        let whys: Vec<_> = whys.into_iter().flatten().collect();
+        (!whys.is_empty()).then(|| whys.join("; "))
     }
 }
 
@@ -93,11 +125,12 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn new(routes: Routes, tokens: &Tokens, directory: Arc<dyn Directory>) -> Self {
+    /// `auth` says who gets through; without one of `stores` it is not ready.
+    pub fn new(routes: Routes, auth: AuthLayer, stores: Vec<Store>) -> Self {
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = routes.add_service(health).prepare().into_axum_router();
-        let router = router.layer(AuthLayer::new(tokens.clone())).layer(CallLayer);
-        Self { router, readiness: Readiness { directory, reporter, draining: Arc::default() } }
+        let router = router.layer(auth).layer(CallLayer);
+        Self { router, readiness: Readiness { stores, reporter, draining: Arc::default() } }
     }
 }
 
@@ -121,6 +154,7 @@ pub fn port(services: &Services, metrics: Metrics) -> Router {
 #[cfg(test)]
 mod tests {
     use axum::{body::Body, http::Request};
+    use cloud_sandbox_auth::Tokens;
     use cloud_sandbox_rpc::in_process;
     use cloud_sandbox_storage::MemoryDirectory;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -135,8 +169,8 @@ mod tests {
 
     #[tokio::test]
     async fn role_tells_orchestrators_how_it_is_until_it_drains() {
-        let tokens = Tokens::hs256(&[1; 32]);
-        let services = Services::new(Routes::default(), &tokens, Arc::new(MemoryDirectory::new()));
+        let auth = AuthLayer::new(Tokens::hs256(&[1; 32]));
+        let services = Services::new(Routes::default(), auth, vec![Store::Directory(Arc::new(MemoryDirectory::new()))]);
         let port = port(&services, Metrics::install("test").unwrap());
         let mut health = HealthClient::new(in_process(services.router.clone()));
         let mut status = async || health.check(HealthCheckRequest::default()).await.unwrap().into_inner().status;

@@ -9,20 +9,24 @@ use axum::{
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
 };
-use cloud_sandbox_auth::Tokens;
+use cloud_sandbox_auth::{AuthLayer, Role, Tokens};
 use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, RateLimit, Upstreams};
+use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
 use cloud_sandbox_storage::Directory;
 use cloud_sandbox_telemetry::Metrics;
-use http::{StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
 use tonic::service::Routes;
 use tower::ServiceExt;
 
 use crate::{
     data_dir::DataDir,
     listener::Port,
-    operational::{self, Services},
+    operational::{self, Services, Store},
     server::Server,
     settings::{Mode, Resolved, Settings},
     signals::Signals,
@@ -36,7 +40,8 @@ const CALL_MAX: Duration = Duration::from_secs(86_400 + 60);
 const THIS_PROCESS: &str = "in-process";
 /// The folder of what belongs to one life of the process, in the data folder.
 const RUN_DIR: &str = "run";
-const NODE_SERVICE: &str = "/cloud_sandbox.node.v1.";
+/// The folder of what executions printed.
+const JOURNAL_DIR: &str = "journal";
 const SESSIONS_FILE: &str = "sessions.db";
 
 /// Runs a serving mode until a signal ends it.
@@ -79,25 +84,32 @@ impl Start<'_> {
         let runtime = system::runtime(settings, self.run_dir())?;
         let shared = settings.redis_url.is_some();
         let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
-        let node = system::node(settings, address.clone(), runtime.clone(), Arc::clone(&directory)).await?;
+        let node = self.node(address.clone(), runtime.clone(), &directory).await?;
 
-        let services = |routes| Services::new(routes, &self.tokens, Arc::clone(&directory));
-        let nodes = services(system::node_routes(&node));
+        let of_services = AuthLayer::for_services(self.tokens.clone());
+        let nodes = Services::new(system::node_routes(&node), of_services, vec![shared_in(&directory)]);
+        let services = |routes, stores| Services::new(routes, AuthLayer::new(self.tokens.clone()), stores);
         let own = in_process(nodes.router.clone());
         let dial = |name| system::dial(&self.tokens, name, Some((&address, own.clone())));
-        let scheduler = services(system::scheduler_routes(Arc::clone(&directory), dial("scheduler")));
-        let exec = services(system::exec_routes(Arc::clone(&directory), dial("exec")));
+        let scheduler = system::scheduler_routes(Arc::clone(&directory), dial("scheduler"));
+        let scheduler = services(scheduler, vec![shared_in(&directory)]);
+        let exec = system::exec_routes(Arc::clone(&directory), dial("exec"));
+        let exec = services(exec, vec![shared_in(&directory)]);
         let upstream = |services: &Services| in_process(services.router.clone());
         let (sessions, session) = self.sessions(upstream(&scheduler), &directory, &dial("session-manager")).await?;
-        let session = services(session);
+        let session = services(session, vec![shared_in(&directory), kept_in(&sessions)]);
 
-        let gateway = self.gateway(upstream(&scheduler), upstream(&session), upstream(&exec))?;
+        let checks = [("scheduler", &scheduler), ("session-manager", &session), ("exec", &exec)]
+            .map(|(name, services)| services.readiness.check(name));
+        let upstreams =
+            Upstreams { scheduler: upstream(&scheduler), session: upstream(&session), exec: upstream(&exec) };
+        let gateway = self.gateway(upstreams, checks.to_vec())?;
         // other servers on the same Redis reach this node here
         let node_calls = shared.then(|| nodes.router.clone());
         self.announce(edge.address(), Some(grpc.address()), Some(&runtime));
         let readiness = [nodes, scheduler, session, exec].map(|services| services.readiness).to_vec();
         Ok(Server {
-            ports: vec![(edge, gateway.router()), (grpc, grpc_only(&gateway, node_calls))],
+            ports: vec![(edge, gateway.router()), (grpc, grpc_only(&gateway, node_calls, &self.tokens))],
             gateway: Some(gateway),
             readiness,
             sessions: Some(sessions),
@@ -114,7 +126,7 @@ impl Start<'_> {
         dial: &Arc<dyn Dial>,
     ) -> anyhow::Result<(Sessions, Routes)> {
         let path = self.data_dir.join(SESSIONS_FILE);
-        let sessions = Sessions::open(&path, Arc::clone(directory), Arc::clone(dial)).await?;
+        let sessions = Sessions::open(self.settings, &path, Arc::clone(directory), Arc::clone(dial)).await?;
         let routes = sessions.routes(scheduler, Arc::clone(directory), Arc::clone(dial));
         Ok((sessions, routes))
     }
@@ -122,11 +134,15 @@ impl Start<'_> {
     async fn gateway_alone(&self) -> anyhow::Result<Server> {
         let settings = self.settings;
         let port = Port::bind(settings.listen, "listen").await?;
-        let gateway = self.gateway(
-            remote(&settings.scheduler_url)?,
-            remote(&settings.session_url)?,
-            remote(&settings.exec_url)?,
-        )?;
+        let upstreams = Upstreams {
+            scheduler: remote(&settings.scheduler_url)?,
+            session: remote(&settings.session_url)?,
+            exec: remote(&settings.exec_url)?,
+        };
+        let checks =
+            [("scheduler", &upstreams.scheduler), ("session-manager", &upstreams.session), ("exec", &upstreams.exec)]
+                .map(|(name, upstream)| Check::grpc_health(name, upstream.clone()));
+        let gateway = self.gateway(upstreams, checks.to_vec())?;
         self.announce(port.address(), None, None);
         Ok(Server {
             ports: vec![(port, gateway.router())],
@@ -144,10 +160,11 @@ impl Start<'_> {
         let directory = system::directory(settings).await?;
         let runtime = system::runtime(settings, self.run_dir())?;
         let address = self.advertised(port.address());
-        let node = system::node(settings, address, runtime.clone(), Arc::clone(&directory)).await?;
+        let node = self.node(address, runtime.clone(), &directory).await?;
         let routes = system::node_routes(&node);
         self.announce(port.address(), None, Some(&runtime));
-        let mut server = self.role(port, routes, directory)?;
+        let mut server =
+            self.role(port, routes, AuthLayer::for_services(self.tokens.clone()), vec![shared_in(&directory)])?;
         server.node = Some(node);
         Ok(server)
     }
@@ -167,14 +184,16 @@ impl Start<'_> {
             _ => (None, system::exec_routes(Arc::clone(&directory), dial("exec"))),
         };
         self.announce(port.address(), None, None);
-        let mut server = self.role(port, routes, directory)?;
+        let mut stores = vec![shared_in(&directory)];
+        stores.extend(sessions.as_ref().map(kept_in));
+        let mut server = self.role(port, routes, AuthLayer::new(self.tokens.clone()), stores)?;
         server.sessions = sessions;
         Ok(server)
     }
 
     /// A process that serves `routes` on one port.
-    fn role(&self, port: Port, routes: Routes, directory: Arc<dyn Directory>) -> anyhow::Result<Server> {
-        let services = Services::new(operational::with_reflection(routes)?, &self.tokens, directory);
+    fn role(&self, port: Port, routes: Routes, auth: AuthLayer, stores: Vec<Store>) -> anyhow::Result<Server> {
+        let services = Services::new(operational::with_reflection(routes)?, auth, stores);
         let router = operational::port(&services, self.metrics.clone());
         Ok(Server {
             ports: vec![(port, router)],
@@ -186,11 +205,9 @@ impl Start<'_> {
         })
     }
 
-    fn gateway(&self, scheduler: Upstream, session: Upstream, exec: Upstream) -> anyhow::Result<Gateway> {
+    fn gateway(&self, upstreams: Upstreams, readiness: Vec<Check>) -> anyhow::Result<Gateway> {
         let settings = self.settings;
         let metrics = self.metrics.clone();
-        let check = |name, upstream: &Upstream| Check::grpc_health(name, upstream.clone());
-        let readiness = vec![check("scheduler", &scheduler), check("session-manager", &session), check("exec", &exec)];
         Gateway::new(GatewayOptions {
             tokens: self.tokens.clone(),
             issuer: token::issuer(self.resolved, &self.tokens),
@@ -198,10 +215,21 @@ impl Start<'_> {
             max_body_bytes: usize::try_from(settings.max_body_bytes).unwrap_or(usize::MAX),
             max_timeout: CALL_MAX,
             metrics: Arc::new(move || metrics.render()),
-            upstreams: Upstreams { scheduler, session, exec },
+            upstreams,
             readiness,
         })
         .context("failed to build the gateway")
+    }
+
+    /// The node of this process.
+    async fn node(
+        &self,
+        address: String,
+        runtime: Arc<LinuxRuntime>,
+        directory: &Arc<dyn Directory>,
+    ) -> anyhow::Result<Node> {
+        let journal = self.data_dir.join(JOURNAL_DIR);
+        system::node(self.settings, address, journal, runtime, Arc::clone(directory)).await
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -237,26 +265,44 @@ impl Start<'_> {
     }
 }
 
+/// The directory as what a role cannot do without.
+fn shared_in(directory: &Arc<dyn Directory>) -> Store {
+    Store::Directory(Arc::clone(directory))
+}
+
+/// The same of the sessions.
+fn kept_in(sessions: &Sessions) -> Store {
+    Store::Sessions(Arc::clone(&sessions.store))
+}
+
 /// A service of another process.
 fn remote(url: &str) -> anyhow::Result<Upstream> {
     connect(url).map_err(|error| anyhow::anyhow!("{url} cannot be called: {error}"))
 }
 
 /// The edge for gRPC clients alone, and this node for the control plane of other servers where there are any.
-fn grpc_only(gateway: &Gateway, nodes: Option<Router>) -> Router {
-    gateway.router().layer(from_fn(move |request, next| grpc_call(nodes.clone(), request, next)))
+fn grpc_only(gateway: &Gateway, nodes: Option<Router>, tokens: &Tokens) -> Router {
+    let tokens = tokens.clone();
+    gateway.router().layer(from_fn(move |request, next| grpc_call(nodes.clone(), tokens.clone(), request, next)))
 }
 
-async fn grpc_call(nodes: Option<Router>, request: Request, next: Next) -> Response {
+async fn grpc_call(nodes: Option<Router>, tokens: Tokens, request: Request, next: Next) -> Response {
     let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     if !content_type.starts_with(b"application/grpc") {
         let text = "this port speaks gRPC alone; REST is on the other one\n";
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, text).into_response();
     }
     match nodes {
-        Some(nodes) if request.uri().path().starts_with(NODE_SERVICE) => {
+        Some(nodes) if is_of_a_service(request.headers(), &tokens) => {
             nodes.oneshot(request).await.unwrap_or_else(|never| match never {})
         }
         _ => next.run(request).await,
     }
+}
+
+/// Whether a call comes from a service of ours. The node's own layer looks at it again.
+fn is_of_a_service(headers: &HeaderMap, tokens: &Tokens) -> bool {
+    let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = header.and_then(|header| header.split_once(' ')).map(|(_, token)| token.trim());
+    token.is_some_and(|token| tokens.verify(token).is_ok_and(|principal| principal.role == Role::Service))
 }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use axum::Router;
 use cloud_sandbox_gateway_rest::Gateway;
 use cloud_sandbox_node::Node;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +18,9 @@ use crate::{
     signals::Signals,
     system::{DESTROY_PATIENCE, Sessions},
 };
+
+/// How long calls that had no more time may take to say so.
+const CLOSING_TIME: Duration = Duration::from_secs(1);
 
 /// What a process serves, and what ends with it.
 pub struct Server {
@@ -35,7 +38,7 @@ impl Server {
         let stop = CancellationToken::new();
         let mut ports = JoinSet::new();
         for (port, router) in self.ports {
-            ports.spawn(port.serve(router, stop.clone(), self.drain_timeout));
+            ports.spawn(port.serve(router, stop.clone(), self.drain_timeout + CLOSING_TIME));
         }
         let mut reporting = JoinSet::new();
         for readiness in &self.readiness {
@@ -58,7 +61,17 @@ impl Server {
             node.set_draining();
         }
         stop.cancel();
-        let cut: usize = ports.join_all().await.into_iter().sum();
+        let mut ended = std::pin::pin!(ports.join_all());
+        let cut = match timeout(self.drain_timeout, &mut ended).await {
+            Ok(cut) => cut,
+            Err(_) => {
+                if let Some(gateway) = &self.gateway {
+                    gateway.close();
+                }
+                ended.await
+            }
+        };
+        let cut: usize = cut.into_iter().sum();
         if cut > 0 {
             tracing::warn!(connections = cut, "cut what did not end in time");
         }

@@ -84,11 +84,16 @@ pub struct Settings {
     pub sandbox_limits: Limits,
     pub sandbox_runtime: String,
     pub require_isolation: bool,
+    pub warm_contexts: Vec<String>,
+    pub journal_retention_seconds: u32,
+    pub journal_execution_bytes: u64,
+    pub journal_total_bytes: u64,
     pub rate_limit_per_second: u32,
     pub rate_limit_burst: u32,
     pub max_body_bytes: u64,
     pub drain_timeout_seconds: u32,
     pub redis_url: Option<String>,
+    pub database_url: Option<Secret<String>>,
     pub scheduler_url: String,
     pub session_url: String,
     pub exec_url: String,
@@ -163,9 +168,8 @@ pub struct Given<'a> {
 }
 
 /// Variables that people know for this service and that this version does not heed, with what holds instead.
-const UNHEEDED: [(&str, &str); 4] = [
+const UNHEEDED: [(&str, &str); 3] = [
     ("SANDBOX_IMAGE", "there is no Docker runtime yet: sandboxes show the host's /usr"),
-    ("DATABASE_URL", "there is no PostgreSQL store yet: sessions are kept in data_dir"),
     ("S3_ENDPOINT", "nothing is kept in S3 yet"),
     ("S3_BUCKET", "nothing is kept in S3 yet"),
 ];

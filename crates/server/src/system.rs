@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use cloud_sandbox_auth::{ServiceIdentity, Tokens};
-use cloud_sandbox_exec::{ExecService, FileService};
+use cloud_sandbox_exec::{ContextService, ExecService, FileService};
 use cloud_sandbox_model::{Limits, NodeId};
 use cloud_sandbox_node::{Node, Options as NodeOptions};
 use cloud_sandbox_rpc::{Dial, LocalDial, RemoteDial, Upstream, upstream::BoxError};
@@ -16,7 +16,9 @@ use cloud_sandbox_runtime::Runtime;
 use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
 use cloud_sandbox_scheduler::SchedulerService;
 use cloud_sandbox_session::{SessionReconciler, SessionService};
-use cloud_sandbox_storage::{Directory, MemoryDirectory, RedisDirectory, SessionStore, SqliteSessions};
+use cloud_sandbox_storage::{
+    Directory, MemoryDirectory, PostgresSessions, RedisDirectory, SessionStore, SqliteSessions,
+};
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 
@@ -55,18 +57,23 @@ pub fn runtime_options(state_dir: PathBuf) -> RuntimeOptions {
     RuntimeOptions { state_dir, agent: cloud_sandbox_embedded::AGENT, jailer: cloud_sandbox_embedded::JAILER }
 }
 
-/// Starts the node: the sandboxes of this machine, called at `address`.
+/// Starts the node: the sandboxes of this machine, called at `address`, with its journal in a folder of its own.
 pub async fn node(
     settings: &Settings,
     address: String,
+    journal_dir: PathBuf,
     runtime: Arc<dyn Runtime>,
     directory: Arc<dyn Directory>,
 ) -> anyhow::Result<Node> {
-    let mut options = NodeOptions::new(NodeId::generate(), address);
+    let mut options = NodeOptions::new(NodeId::generate(), address, journal_dir);
     options.pool_min = settings.pool_min_size as usize;
     options.pool_max = settings.pool_max_size as usize;
     options.max_limits = most_of_this_host();
     options.default_limits = settings.sandbox_limits;
+    options.warm_contexts.clone_from(&settings.warm_contexts);
+    options.journal.retention = Duration::from_secs(settings.journal_retention_seconds.into());
+    options.journal.execution_bytes = settings.journal_execution_bytes;
+    options.journal.total_bytes = settings.journal_total_bytes;
     let id = options.id;
     let node = Node::start(options, runtime, Arc::clone(&directory)).await.context("failed to start the node")?;
     // the first caller must not hear that there is no node
@@ -105,9 +112,10 @@ async fn reported(directory: &dyn Directory, id: NodeId) {
     }
 }
 
-/// `node.v1` of a node.
+/// What a node serves, to services alone.
 pub fn node_routes(node: &Node) -> Routes {
-    Routes::new(node.service().into_server())
+    let routes = Routes::new(node.service()).add_service(node.exec_service());
+    routes.add_service(node.context_service()).add_service(node.file_service())
 }
 
 /// How a service called `name` reaches nodes: the one of this process directly, others over the network.
@@ -136,35 +144,48 @@ pub fn scheduler_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> R
     Routes::new(SchedulerService::new(directory, dial).grpc())
 }
 
-/// `ExecService` and `FileService`.
+/// `ExecService`, `ContextService` and `FileService`.
 pub fn exec_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
+    let contexts = ContextService::new(Arc::clone(&directory), Arc::clone(&dial)).grpc();
     let files = FileService::new(Arc::clone(&directory), Arc::clone(&dial)).grpc();
-    Routes::new(ExecService::new(directory, dial).grpc()).add_service(files)
+    Routes::new(ExecService::new(directory, dial).grpc()).add_service(contexts).add_service(files)
 }
 
 /// What keeps sessions: their store, and what brings those to an end that a crash left half-way.
 pub struct Sessions {
-    store: Arc<SqliteSessions>,
+    pub store: Arc<dyn SessionStore>,
     pub reconciler: SessionReconciler,
 }
 
 impl Sessions {
-    /// Opens the store at `path`.
-    pub async fn open(path: &Path, directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> anyhow::Result<Self> {
-        let opened = SqliteSessions::open(path).await;
-        let store = Arc::new(opened.with_context(|| format!("failed to open the sessions in {}", path.display()))?);
-        let shared: Arc<dyn SessionStore> = Arc::<SqliteSessions>::clone(&store);
-        Ok(Self { store, reconciler: SessionReconciler::new(shared, directory, dial) })
+    /// Opens the store that the settings name; unless they name one, the file at `path`.
+    pub async fn open(
+        settings: &Settings,
+        path: &Path,
+        directory: Arc<dyn Directory>,
+        dial: Arc<dyn Dial>,
+    ) -> anyhow::Result<Self> {
+        let store = session_store(settings, path).await?;
+        let reconciler = SessionReconciler::new(Arc::clone(&store), directory, dial);
+        Ok(Self { store, reconciler })
     }
 
     /// `SessionService`.
     pub fn routes(&self, scheduler: Upstream, directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
-        let store: Arc<dyn SessionStore> = Arc::<SqliteSessions>::clone(&self.store);
-        Routes::new(SessionService::new(store, scheduler, directory, dial).grpc())
+        Routes::new(SessionService::new(Arc::clone(&self.store), scheduler, directory, dial).grpc())
     }
 
     /// Closes the store after what is under way.
     pub async fn close(self) {
         self.store.close().await;
     }
+}
+
+async fn session_store(settings: &Settings, path: &Path) -> anyhow::Result<Arc<dyn SessionStore>> {
+    if let Some(url) = &settings.database_url {
+        let connected = PostgresSessions::connect(url.reveal()).await;
+        return Ok(Arc::new(connected.context("failed to open the sessions in PostgreSQL (setting database_url)")?));
+    }
+    let opened = SqliteSessions::open(path).await;
+    Ok(Arc::new(opened.with_context(|| format!("failed to open the sessions in {}", path.display()))?))
 }

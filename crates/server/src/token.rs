@@ -43,7 +43,7 @@ pub fn mint(settings: &Settings, arguments: &TokenArgs) -> anyhow::Result<()> {
     violations.range("--ttl", &ttl.as_secs(), &TTL_MIN.as_secs(), &TTL_MAX.as_secs());
     violations.finish()?;
     let role = if arguments.role == "admin" { Role::Admin } else { Role::User };
-    let principal = Principal { tenant: DEFAULT_TENANT.to_owned(), user: arguments.user.clone(), role };
+    let principal = Principal { tenant: DEFAULT_TENANT.to_owned(), user: arguments.user.clone(), role, grant: None };
     let tokens = tokens(settings, &DataDir::open(&settings.data_dir)?)?;
     let token = tokens.mint(&principal, ttl).context("failed to mint a token")?;
     writeln!(std::io::stdout(), "{token}").context("failed to print the token")?;

@@ -13,6 +13,9 @@ pub enum StorageError {
     /// It holds something that this version cannot read.
     #[error("{store} holds an entry that cannot be read: {what}")]
     Corrupt { store: &'static str, what: String },
+    /// A later version of this program has made its tables; this one would not know what is in them.
+    #[error("{store} was made by a later version: its schema is {found}, and this program knows {known} at most")]
+    Newer { store: &'static str, found: i64, known: i64 },
 }
 
 impl From<StorageError> for Error {
@@ -21,7 +24,7 @@ impl From<StorageError> for Error {
             StorageError::Unavailable { .. } => {
                 Self::new(ErrorKind::Unavailable, reason::STORE_UNAVAILABLE, error.to_string()).with_cause(error)
             }
-            StorageError::Corrupt { .. } => Self::internal("read from a store", error),
+            StorageError::Corrupt { .. } | StorageError::Newer { .. } => Self::internal("read from a store", error),
         }
     }
 }

@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod postgres;
+mod sql;
 pub mod sqlite;
 
 use std::{
@@ -98,8 +100,11 @@ pub trait SessionStore: Send + Sync + 'static {
     /// deleted already.
     async fn delete(&self, id: SessionId, version: i64) -> Result<bool, StorageError>;
 
-    /// Whether the store answers.
+    /// Whether the store answers and takes writes.
     async fn check(&self) -> Result<(), StorageError>;
+
+    /// Ends the store's connections after what is under way.
+    async fn close(&self);
 }
 
 /// `time` as stores keep it.

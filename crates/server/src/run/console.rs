@@ -26,7 +26,7 @@ pub(super) async fn attach(
     forward_input: bool,
 ) -> anyhow::Result<Outcome> {
     let (send, receive) = mpsc::channel(PIECES);
-    let start = Input::Start(ExecStart { request: Some(request), terminal: None });
+    let start = Input::Start(ExecStart { request: Some(request), ..ExecStart::default() });
     send.try_send(message(start)).context("failed to begin")?;
     tokio::spawn(async move {
         if forward_input {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use cloud_sandbox_auth::{Principal, Role, Tokens, principal::DEFAULT_TENANT};
+use cloud_sandbox_auth::{AuthLayer, Principal, Role, Tokens, principal::DEFAULT_TENANT};
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::in_process;
 use tempfile::TempDir;
@@ -41,18 +41,20 @@ pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode
     let alone = Settings { pool_min_size: 0, pool_max_size: 1, redis_url: None, ..settings.clone() };
     let directory = system::directory(&alone).await?;
     let runtime = system::runtime(&alone, folder.path().to_owned())?;
-    let node = system::node(&alone, THIS_PROCESS.to_owned(), runtime, Arc::clone(&directory)).await?;
+    let journal = folder.path().join("journal");
+    let node = system::node(&alone, THIS_PROCESS.to_owned(), journal, runtime, Arc::clone(&directory)).await?;
 
     let mut secret = [0_u8; 32];
     rand::fill(&mut secret);
     let tokens = Tokens::hs256(&secret);
-    let services = |routes| in_process(Services::new(routes, &tokens, Arc::clone(&directory)).router);
-    let own = services(system::node_routes(&node));
+    let services = |routes, auth| in_process(Services::new(routes, auth, Vec::new()).router);
+    let own = services(system::node_routes(&node), AuthLayer::for_services(tokens.clone()));
+    let services = |routes| services(routes, AuthLayer::new(tokens.clone()));
     let dial = |name| system::dial(&tokens, name, Some((THIS_PROCESS, own.clone())));
     let scheduler = services(system::scheduler_routes(Arc::clone(&directory), dial("scheduler")));
     let exec = services(system::exec_routes(Arc::clone(&directory), dial("exec")));
 
-    let user = Principal { tenant: DEFAULT_TENANT.to_owned(), user: "run".to_owned(), role: Role::User };
+    let user = Principal { tenant: DEFAULT_TENANT.to_owned(), user: "run".to_owned(), role: Role::User, grant: None };
     let api = Api::new(scheduler, exec, &tokens.mint(&user, TOKEN_TTL)?)?;
     Ok((api, LocalNode { node, _folder: folder }))
 }

@@ -35,6 +35,12 @@ const COMMAND_LOG_LEVEL: &str = "error";
 /// Where the state lies when the server runs as root (FHS 3.0, section 5.8).
 const ROOT_DATA_DIR: &str = "/var/lib/cloud-sandbox";
 const USER_DATA_DIR: &str = "cloud-sandbox";
+/// Long enough to come back after a break, short enough for a disk that nobody looks after.
+pub const JOURNAL_RETENTION_SECONDS: u32 = 3600;
+/// A build's whole log; what prints more is rarely read in the middle.
+pub const JOURNAL_EXECUTION_BYTES: u64 = 64 * 1024 * 1024;
+/// What a laptop's disk does not miss.
+pub const JOURNAL_TOTAL_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// The only runtime there is.
 pub const SANDBOX_RUNTIME: &str = "linux";
 
@@ -87,11 +93,17 @@ pub(super) fn settings(mode: Mode, host: &Host) -> Settings {
         sandbox_limits: Limits::DEFAULT,
         sandbox_runtime: SANDBOX_RUNTIME.to_owned(),
         require_isolation: false,
+        // each costs its memory in every warm sandbox, about 8 MiB for Python
+        warm_contexts: Vec::new(),
+        journal_retention_seconds: JOURNAL_RETENTION_SECONDS,
+        journal_execution_bytes: JOURNAL_EXECUTION_BYTES,
+        journal_total_bytes: JOURNAL_TOTAL_BYTES,
         rate_limit_per_second: RATE_LIMIT_PER_SECOND,
         rate_limit_burst: RATE_LIMIT_BURST,
         max_body_bytes: MAX_BODY_BYTES,
         drain_timeout_seconds: DRAIN_TIMEOUT_SECONDS,
         redis_url: None,
+        database_url: None,
         scheduler_url: url(SCHEDULER_PORT),
         session_url: url(SESSION_PORT),
         exec_url: url(EXEC_PORT),

@@ -54,6 +54,10 @@ pub(super) fn check(resolved: &Resolved) -> Vec<Fault> {
     let (min, max) = (settings.pool_min_size, settings.pool_max_size);
     require(min <= max, "pool_min_size", format!("must be at most pool_max_size: {min} is more than {max}"));
 
+    let (one, all) = (settings.journal_execution_bytes, settings.journal_total_bytes);
+    let rule = format!("must be at most journal_total_bytes: {one} is more than {all}");
+    require(one <= all, "journal_execution_bytes", rule);
+
     if let Some(secret) = settings.jwt_secret.as_ref().map(|secret| secret.reveal()) {
         let known = is_well_known(secret);
         let rule = "must not be a value that everybody knows unless the server listens on loopback only";

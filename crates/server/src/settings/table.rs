@@ -81,6 +81,7 @@ const SIGNERS: &[Mode] =
     &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node, Mode::Token];
 const SERVERS: &[Mode] = &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
 const SHARERS: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
+const KEEPERS: &[Mode] = &[Mode::Serve, Mode::SessionManager];
 
 /// Beyond these bounds somebody has mistyped.
 const POOL_LIMIT: u32 = 10_000;
@@ -88,6 +89,9 @@ const RATE_LIMIT: u32 = 1_000_000;
 const BODY_MIN: u64 = 64 * 1024;
 const BODY_MAX: u64 = 1024 * 1024 * 1024;
 const DRAIN_MAX: u32 = 3600;
+const JOURNAL_RETENTION_MAX: u32 = 30 * 86_400;
+const JOURNAL_MIN: u64 = 1024 * 1024;
+const JOURNAL_MAX: u64 = 16 * 1024 * 1024 * 1024 * 1024;
 
 macro_rules! row {
     ($name:literal, $kind:ident, $modes:expr, $doc:literal, $set:expr, $get:expr) => {
@@ -236,6 +240,38 @@ pub static TABLE: &[Row] = &[
         |s| Some(s.require_isolation.to_string())
     ),
     row!(
+        "warm_contexts",
+        Text,
+        HOSTS,
+        "Languages whose default code context is ready in every warm sandbox: python, javascript",
+        |s, text| put(&mut s.warm_contexts, values::words(text, &["python", "javascript"])),
+        |s| Some(s.warm_contexts.join(","))
+    ),
+    row!(
+        "journal_retention_seconds",
+        Number,
+        HOSTS,
+        "How long what an execution printed can be read again after its end",
+        |s, text| put(&mut s.journal_retention_seconds, values::whole(text, 1, JOURNAL_RETENTION_MAX)),
+        |s| Some(s.journal_retention_seconds.to_string())
+    ),
+    row!(
+        "journal_execution_bytes",
+        Bytes,
+        HOSTS,
+        "How much of one execution's output is kept; of more, the beginning and the end",
+        |s, text| put(&mut s.journal_execution_bytes, values::bytes(text, JOURNAL_MIN, JOURNAL_MAX)),
+        |s| Some(s.journal_execution_bytes.to_string())
+    ),
+    row!(
+        "journal_total_bytes",
+        Bytes,
+        HOSTS,
+        "How much of all executions' output is kept; the oldest goes first",
+        |s, text| put(&mut s.journal_total_bytes, values::bytes(text, JOURNAL_MIN, JOURNAL_MAX)),
+        |s| Some(s.journal_total_bytes.to_string())
+    ),
+    row!(
         "rate_limit_per_second",
         Number,
         EDGES,
@@ -274,6 +310,14 @@ pub static TABLE: &[Row] = &[
         "The Redis that the roles share their directory in; without it `serve` keeps it in memory",
         |s, text| put(&mut s.redis_url, values::url(text, &["redis", "redis-cluster", "redis-sentinel"]).map(Some)),
         |s| s.redis_url.as_deref().map(values::masked_url)
+    ),
+    row!(
+        "database_url",
+        Url,
+        KEEPERS,
+        "The PostgreSQL that keeps the sessions, for several session managers at once; without it a file in data_dir does",
+        |s, text| put(&mut s.database_url, values::database_url(text).map(Some)),
+        |s| s.database_url.as_ref().map(|url| values::masked_url(url.reveal()))
     ),
     row!(
         "scheduler_url",

@@ -108,8 +108,25 @@ fn broken_files_are_named_without_their_content() {
 
 #[test]
 fn settings_of_later_versions_are_refused_in_the_file() {
-    let faults = Case { file: "database_url = \"postgres://host\"", ..Case::default() }.faults(Mode::Serve);
-    assert_eq!(faults, ["database_url: is not a setting"]);
+    let faults = Case { file: "s3_bucket = \"sessions\"", ..Case::default() }.faults(Mode::Serve);
+    assert_eq!(faults, ["s3_bucket: is not a setting"]);
+}
+
+#[test]
+fn database_is_postgres_alone_and_its_password_is_shown_nowhere() {
+    let resolve = |url| Case { env: &[("DATABASE_URL", url)], ..Case::default() }.resolve(Mode::SessionManager);
+    for wrong in ["sqlite://hunter2.db", "mysql://ada:hunter2@host/db", "postgres://ada:hunter2@host/db?sslmod=require"]
+    {
+        let text = resolve(wrong).unwrap_err().to_string();
+        assert!(text.contains("database_url (environment DATABASE_URL) must") && !text.contains("hunter2"), "{text}");
+    }
+    let url = "postgresql://ada:hunter2@host/db?sslmode=require";
+    let env = [("DATABASE_URL", url), ("REDIS_URL", "redis://host")];
+    let resolved = Case { env: &env, ..Case::default() }.resolve(Mode::SessionManager).unwrap();
+    let shown = print(&resolved);
+    assert!(shown.contains(&format!("\"postgresql://ada:{MASK}@host/db?sslmode=require\"")), "{shown}");
+    assert!(!format!("{shown}{resolved:?}").contains("hunter2"), "{shown}");
+    assert_eq!(resolved.settings.database_url.unwrap().reveal(), url);
 }
 
 #[test]

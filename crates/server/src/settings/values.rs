@@ -9,6 +9,7 @@ use std::{
 };
 
 use cloud_sandbox_auth::{ApiKey, Role};
+use cloud_sandbox_storage::sessions::postgres::check_url as check_database_url;
 
 /// The shortest API key, in bytes: 64 bits even when it is written in hexadecimal digits.
 const API_KEY_MIN: usize = 16;
@@ -63,6 +64,20 @@ pub(super) fn bytes(text: &str, min: u64, max: u64) -> Result<u64, String> {
     })
 }
 
+/// Words of `known` with commas between, each once.
+pub(super) fn words(text: &str, known: &[&str]) -> Result<Vec<String>, String> {
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        if !known.contains(&word) {
+            return Err(format!("must be some of {} with commas between, not {word:?}", known.join(", ")));
+        }
+        if !words.iter().any(|seen| seen == word) {
+            words.push(word.to_owned());
+        }
+    }
+    Ok(words)
+}
+
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" => Ok(true),
@@ -80,14 +95,26 @@ pub(super) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
     if good { Ok(text.to_owned()) } else { Err(format!("must be a URL like {}://host:port", schemes[0])) }
 }
 
-/// The URL without the password in it.
+/// The URL of a PostgreSQL database. Its text is not repeated either.
+pub(super) fn database_url(text: &str) -> Result<Secret<String>, String> {
+    check_database_url(text).map(|()| Secret::new(text.to_owned()))
+}
+
+/// The URL without the passwords in it, one before the host and those among the parameters.
 pub(super) fn masked_url(url: &str) -> String {
-    let masked = url.split_once("://").and_then(|(scheme, rest)| {
+    let (place, parameters) = url.split_once('?').map_or((url, None), |(place, rest)| (place, Some(rest)));
+    let masked = place.split_once("://").and_then(|(scheme, rest)| {
         let (credentials, host) = rest.rsplit_once('@')?;
         let user = credentials.split(':').next().unwrap_or_default();
         Some(format!("{scheme}://{user}:{MASK}@{host}"))
     });
-    masked.unwrap_or_else(|| url.to_owned())
+    let place = masked.unwrap_or_else(|| place.to_owned());
+    let Some(parameters) = parameters else { return place };
+    let masked = parameters.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if name.contains("password") => format!("{name}={MASK}"),
+        _ => pair.to_owned(),
+    });
+    format!("{place}?{}", masked.collect::<Vec<_>>().join("&"))
 }
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
@@ -147,6 +174,10 @@ mod tests {
     fn passwords_in_urls_are_masked_and_never_repeated() {
         assert_eq!(masked_url("redis://ada:hunter2@host:6379/0"), format!("redis://ada:{MASK}@host:6379/0"));
         assert_eq!(masked_url("redis://host"), "redis://host");
+        assert_eq!(
+            masked_url("postgres://ada:hunter2@host/db?sslmode=require&password=hunter2"),
+            format!("postgres://ada:{MASK}@host/db?sslmode=require&password={MASK}")
+        );
         assert!(!url("http://ada:hunter2@host", &["redis"]).unwrap_err().contains("hunter2"));
         for bad in ["host:6379", "redis://", "redis://:6379", "redis://a b"] {
             assert!(url(bad, &["redis"]).is_err(), "{bad}");

@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// Makes one test of each case below. The expression gives what the store cannot live without, and the store.
-macro_rules! session_suite {
-    ($make:expr) => {
-        $crate::sessions::conformance::session_suite!($make =>
+/// Hands every case below to another macro.
+macro_rules! session_cases {
+    ($then:ident!($make:expr)) => {
+        $then! { $make =>
             session_is_read_back_as_written,
             request_id_makes_one_session_of_a_user,
             sessions_without_request_id_do_not_collide,
@@ -14,9 +14,15 @@ macro_rules! session_suite {
             deleted_session_is_gone_and_its_request_id_free,
             list_pages_without_gap_or_repeat,
             list_filters_by_every_field,
+            texts_of_any_characters_are_kept,
             store_answers,
-        );
+        }
     };
+}
+pub(crate) use session_cases;
+
+/// Makes one test of each case. The expression gives what the store cannot live without, and the store.
+macro_rules! test_each {
     ($make:expr => $($case:ident,)*) => {$(
         #[tokio::test]
         async fn $case() {
@@ -25,7 +31,16 @@ macro_rules! session_suite {
         }
     )*};
 }
-pub(crate) use session_suite;
+pub(crate) use test_each;
+
+/// Runs all cases one after another, where each test of its own would cost a server. A failure names its line.
+macro_rules! run_all {
+    ($make:expr => $($case:ident,)*) => {$({
+        let store = $make;
+        $crate::sessions::conformance::$case(&store).await;
+    })*};
+}
+pub(crate) use run_all;
 
 /// A new session of `user`.
 pub(crate) fn record(user: &str, request_id: Option<&str>) -> SessionRecord {
@@ -176,6 +191,23 @@ pub(crate) async fn list_filters_by_every_field(store: &dyn SessionStore) {
     assert_eq!(listed(store, &half).await, []);
     assert_eq!(listed(store, &SessionFilter::default()).await.len(), 3);
     assert_eq!(listed(store, &of("t2")).await, [elsewhere.id]);
+}
+
+pub(crate) async fn texts_of_any_characters_are_kept(store: &dyn SessionStore) {
+    let odd = "\0 \u{1} \u{1}0 \u{7f} \u{ffff} \u{1f600} \\u0000 ' \" % _ $1";
+    let record = SessionRecord {
+        template: odd.into(),
+        failure: odd.into(),
+        metadata: BTreeMap::from([(odd.into(), odd.into())]),
+        ..record(odd, None)
+    };
+    store.insert(&record).await.unwrap();
+    assert_eq!(store.get(record.id).await.unwrap(), Some(record.clone()));
+    assert!(store.update(&record).await.unwrap());
+    let of_user = SessionFilter { user: Some(odd.into()), ..of("t") };
+    assert_eq!(listed(store, &of_user).await, [record.id]);
+    let other = SessionFilter { user: Some("\u{1}".into()), ..of("t") };
+    assert_eq!(listed(store, &other).await, []);
 }
 
 pub(crate) async fn store_answers(store: &dyn SessionStore) {

@@ -1,19 +1,24 @@
 //! The sessions of one machine, in an SQLite file.
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
-use cloud_sandbox_model::{SessionId, SessionState};
+use cloud_sandbox_model::SessionId;
 use sqlx::{
-    Row, Sqlite, SqlitePool,
+    Sqlite, SqlitePool,
+    migrate::Migrator,
     query_builder::QueryBuilder,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Inserted, SessionFilter, SessionRecord, SessionStore, from_millis, to_millis};
+use super::{
+    Inserted, SessionFilter, SessionRecord, SessionStore,
+    sql::{self, metadata, not_migrated, read, unavailable},
+    to_millis,
+};
 use crate::error::StorageError;
 
-const STORE: &str = "the session store";
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// How long a write waits for another one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// One write at a time is all that SQLite does; the others read meanwhile.
@@ -23,14 +28,6 @@ const CONNECTIONS: u32 = 4;
 #[derive(Debug, Clone)]
 pub struct SqliteSessions {
     pool: SqlitePool,
-}
-
-fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StorageError {
-    StorageError::Unavailable { store: STORE, source: error.into() }
-}
-
-fn corrupt(what: impl Into<String>) -> StorageError {
-    StorageError::Corrupt { store: STORE, what: what.into() }
 }
 
 impl SqliteSessions {
@@ -50,13 +47,8 @@ impl SqliteSessions {
             .connect_with(options)
             .await
             .map_err(unavailable)?;
-        sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(unavailable)?;
+        MIGRATIONS.run(&pool).await.map_err(|error| not_migrated(error, &MIGRATIONS))?;
         Ok(Self { pool })
-    }
-
-    /// Closes the file after what is under way.
-    pub async fn close(&self) {
-        self.pool.close().await;
     }
 
     async fn by_request(&self, record: &SessionRecord) -> Result<Option<SessionRecord>, StorageError> {
@@ -71,72 +63,10 @@ impl SqliteSessions {
     }
 }
 
-/// A row as a record.
-fn read(row: &SqliteRow) -> Result<SessionRecord, StorageError> {
-    fn column<'r, T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(
-        row: &'r SqliteRow,
-        name: &str,
-    ) -> Result<T, StorageError> {
-        row.try_get(name).map_err(|error| corrupt(format!("column {name}: {error}")))
-    }
-    fn parsed<T: FromStr>(row: &SqliteRow, name: &str) -> Result<T, StorageError> {
-        let text: &str = column(row, name)?;
-        text.parse().map_err(|_| corrupt(format!("column {name}: {text:?}")))
-    }
-    let state: &str = column(row, "state")?;
-    let sandbox: Option<&str> = column(row, "sandbox_id")?;
-    let metadata: &str = column(row, "metadata")?;
-    Ok(SessionRecord {
-        id: parsed(row, "id")?,
-        tenant: column(row, "tenant")?,
-        user: column(row, "user_id")?,
-        state: SessionState::from_word(state).ok_or_else(|| corrupt(format!("column state: {state:?}")))?,
-        sandbox: sandbox.map(|_| parsed(row, "sandbox_id")).transpose()?,
-        template: column(row, "template")?,
-        metadata: serde_json::from_str(metadata).map_err(|error| corrupt(format!("column metadata: {error}")))?,
-        failure: column(row, "failure")?,
-        request_id: column(row, "request_id")?,
-        request_fingerprint: column(row, "request_fingerprint")?,
-        created_at: from_millis(column(row, "created_at")?),
-        updated_at: from_millis(column(row, "updated_at")?),
-        version: column(row, "version")?,
-    })
-}
-
-fn metadata(record: &SessionRecord) -> Result<String, StorageError> {
-    serde_json::to_string(&record.metadata).map_err(|error| corrupt(format!("labels to write: {error}")))
-}
-
-/// The query that a filter stands for.
-fn select(filter: &SessionFilter, after: Option<SessionId>, limit: usize) -> QueryBuilder<Sqlite> {
-    let mut query = QueryBuilder::new("SELECT * FROM sessions WHERE true");
-    if let Some(after) = after {
-        query.push(" AND id > ").push_bind(after.to_string());
-    }
-    if let Some(tenant) = &filter.tenant {
-        query.push(" AND tenant = ").push_bind(tenant.clone());
-    }
-    if let Some(user) = &filter.user {
-        query.push(" AND user_id = ").push_bind(user.clone());
-    }
-    if let Some(idle_since) = filter.idle_since {
-        query.push(" AND updated_at <= ").push_bind(to_millis(idle_since));
-    }
-    if !filter.states.is_empty() {
-        query.push(" AND state IN (");
-        let mut states = query.separated(", ");
-        for state in &filter.states {
-            states.push_bind(state.as_str());
-        }
-        query.push(")");
-    }
-    for (key, value) in &filter.metadata {
-        // a key may hold what a JSON path would read as its own, so the labels are walked instead
-        query.push(" AND EXISTS (SELECT 1 FROM json_each(sessions.metadata) AS label WHERE label.key = ");
-        query.push_bind(key.clone()).push(" AND label.value = ").push_bind(value.clone()).push(")");
-    }
-    query.push(" ORDER BY id LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
-    query
+/// A key may hold what a JSON path would read as its own, so the labels are walked instead.
+fn label(query: &mut QueryBuilder<Sqlite>, key: &str, value: &str) {
+    query.push("EXISTS (SELECT 1 FROM json_each(sessions.metadata) AS label WHERE label.key = ");
+    query.push_bind(key.to_owned()).push(" AND label.value = ").push_bind(value.to_owned()).push(")");
 }
 
 #[async_trait]
@@ -185,7 +115,8 @@ impl SessionStore for SqliteSessions {
         after: Option<SessionId>,
         limit: usize,
     ) -> Result<Vec<SessionRecord>, StorageError> {
-        let rows = select(filter, after, limit).build().fetch_all(&self.pool).await.map_err(unavailable)?;
+        let rows =
+            sql::select("*", filter, after, limit, label).build().fetch_all(&self.pool).await.map_err(unavailable)?;
         rows.iter().map(read).collect()
     }
 
@@ -217,12 +148,16 @@ impl SessionStore for SqliteSessions {
         sqlx::query("SELECT 1").execute(&self.pool).await.map_err(unavailable)?;
         Ok(())
     }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::conformance;
+    use crate::sessions::conformance::{self, session_cases, test_each};
 
     async fn store() -> (tempfile::TempDir, SqliteSessions) {
         let folder = tempfile::tempdir().unwrap();
@@ -230,7 +165,7 @@ mod tests {
         (folder, store)
     }
 
-    conformance::session_suite!(store().await);
+    session_cases!(test_each!(store().await));
 
     #[tokio::test]
     async fn sessions_survive_a_restart() {
@@ -249,6 +184,17 @@ mod tests {
         store.insert(&record).await.unwrap();
         sqlx::query("UPDATE sessions SET state = 'lost'").execute(&store.pool).await.unwrap();
         assert!(matches!(store.get(record.id).await, Err(StorageError::Corrupt { .. })));
+    }
+
+    #[tokio::test]
+    async fn file_of_a_later_version_is_refused_and_left_alone() {
+        let (folder, store) = store().await;
+        let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                     VALUES (99, 'later', true, x'00', 0)";
+        sqlx::query(later).execute(&store.pool).await.unwrap();
+        store.close().await;
+        let opened = SqliteSessions::open(&folder.path().join("sessions.db")).await;
+        assert!(matches!(opened, Err(StorageError::Newer { found: 99, known: 1, .. })), "{opened:?}");
     }
 
     #[tokio::test]
