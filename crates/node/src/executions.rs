@@ -19,6 +19,7 @@ mod stream;
 
 use std::{sync::Arc, time::Duration};
 
+use cloud_sandbox_journal::Hold;
 use cloud_sandbox_model::{
     ExecutionId,
     error::{Error, Result},
@@ -63,13 +64,16 @@ pub(crate) struct Caller {
     only: bool,
     /// it had ended before
     late: bool,
+    /// what it printed is not evicted before it could be read
+    _hold: Hold,
 }
 
 impl Caller {
     /// One who only looks on.
     pub(crate) fn attached(execution: Arc<Execution>) -> Self {
         let late = execution.known_end().is_some();
-        Self { execution, only: false, late }
+        let hold = execution.log.hold();
+        Self { execution, only: false, late, _hold: hold }
     }
 }
 
@@ -147,8 +151,10 @@ pub(crate) fn execute(
         Turn::Later(earlier) => return Ok(Caller::attached(earlier)),
         Turn::First(execution) => execution,
     };
+    // before it can end
+    let hold = execution.log.hold();
     spawn(node, &sandbox, &execution, what);
-    Ok(Caller { execution, only: request_id.is_empty() && !detached, late: false })
+    Ok(Caller { execution, only: request_id.is_empty() && !detached, late: false, _hold: hold })
 }
 
 fn spawn(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, execution: &Arc<Execution>, what: What) {

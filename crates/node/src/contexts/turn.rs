@@ -166,7 +166,8 @@ async fn pump(interpreter: &mut Interpreter, execution: &Execution, document: &V
             Happened::Frame(Frame::Result { id: whose, result }) if whose == id => execution.result(*result).await,
             Happened::Frame(Frame::Error { id: whose, error }) if whose == id => execution.error(error).await,
             Happened::Frame(Frame::Done { id: whose, exit_code }) if whose == id => return Over::Done(exit_code),
-            Happened::Frame(_) => {}
+            // of others there may be any number at hand, and the time must be looked at between them
+            Happened::Frame(_) => tokio::task::yield_now().await,
             Happened::Exited(exited) => return Over::Exited(exited),
             Happened::Malformed(why) => return Over::Malformed(why),
             Happened::Lost(status) => return Over::Lost(status),

@@ -12,6 +12,7 @@ use prost::Message;
 use super::{
     Caller,
     execution::{changes_of, decode_event},
+    register::expired,
 };
 
 /// The longest text in an answer, in bytes. Bytes that are not UTF-8 grow threefold when they are replaced; an answer
@@ -47,7 +48,9 @@ impl Caller {
     /// Waits for the end and answers.
     pub(crate) async fn response(self, budget: Budget) -> Result<ExecuteResponse> {
         let log = &self.execution.log;
-        let _hold = log.hold();
+        if self.late && log.totals().evicted {
+            return Err(expired(self.execution.request_id()));
+        }
         let exited = self.end().await?;
         let totals = log.totals();
         let (stdout, stderr) = if totals.stdout.saturating_add(totals.stderr) <= QUICK {

@@ -247,10 +247,7 @@ impl State {
         if request_id.is_empty() {
             return Ok(None);
         }
-        let expired = || {
-            let message = format!("the result of request_id {request_id} is no longer kept; it is not run again");
-            Error::new(ErrorKind::FailedPrecondition, reason::RESULT_EXPIRED, message)
-        };
+        let expired = || expired(request_id);
         let Some(execution) = self.named.get(request_id).and_then(|id| self.records.get(id)) else {
             return if self.forgotten.contains(request_id) { Err(expired()) } else { Ok(None) };
         };
@@ -276,6 +273,12 @@ impl State {
         }
         Some(execution)
     }
+}
+
+/// What those are told who ask again for what is not kept.
+pub(super) fn expired(request_id: &str) -> Error {
+    let message = format!("the result of request_id {request_id} is no longer kept; it is not run again");
+    Error::new(ErrorKind::FailedPrecondition, reason::RESULT_EXPIRED, message)
 }
 
 fn unavailable(error: std::io::Error) -> Error {
