@@ -13,12 +13,13 @@ use crate::ids::USER;
 const SYSTEM: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec"];
 
 /// What of `/etc` programs cannot do without, and everybody may read anyway.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 11] = [
     "/etc/alternatives",
     "/etc/bash.bashrc",
     "/etc/ld.so.cache",
     "/etc/ld.so.conf",
     "/etc/ld.so.conf.d",
+    "/etc/matplotlibrc",
     "/etc/mime.types",
     "/etc/perl",
     "/etc/php",
