@@ -48,8 +48,9 @@ stop: ## stop what run-all started
 	@deploy/local/stop.sh
 
 .PHONY: test
-test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,vm leaves out parts)
+test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
+	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
 	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
 	cargo nextest run --locked --workspace
@@ -78,7 +79,7 @@ lint-deps: $(CACHE)/cargo/bin/cargo-deny
 
 .PHONY: lint-python
 lint-python: $(VENV)/bin/ruff
-	@for folder in tests/bench sdk/python; do \
+	@for folder in tests/bench tests/kernels crates/node/src/contexts sdk/python; do \
 	  if [ -n "$$(find $$folder -name '*.py' -print -quit)" ]; then \
 	    $(VENV)/bin/ruff check $$folder; $(VENV)/bin/ruff format --check $$folder; \
 	    $(VENV)/bin/mypy --strict $$folder; \
@@ -86,8 +87,8 @@ lint-python: $(VENV)/bin/ruff
 	done
 
 .PHONY: bench
-bench: build ## measure speed over REST and write docs/benchmarks.md
-	@python3 tests/bench/rest.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+bench: build ## measure speed and write docs/benchmarks.md
+	@python3 tests/bench/bench.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
 .PHONY: clean
 clean: stop ## remove everything that was built or fetched here

@@ -20,8 +20,15 @@ use tonic::{
 
 use crate::harness::Server;
 
+/// Sends a token with every call.
 #[derive(Clone)]
-struct Bearer(MetadataValue<Ascii>);
+pub struct Bearer(MetadataValue<Ascii>);
+
+impl Bearer {
+    pub fn of(token: &str) -> Self {
+        Self(format!("Bearer {token}").parse().unwrap())
+    }
+}
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, tonic::Status> {
@@ -30,7 +37,7 @@ impl Interceptor for Bearer {
     }
 }
 
-type Authorized = InterceptedService<Channel, Bearer>;
+pub type Authorized = InterceptedService<Channel, Bearer>;
 
 struct Clients {
     scheduler: SchedulerServiceClient<Authorized>,
@@ -39,7 +46,7 @@ struct Clients {
 
 async fn clients(server: &Server, url: &str) -> Clients {
     let token = server.user("ada").await.token.unwrap();
-    let bearer = Bearer(format!("Bearer {token}").parse().unwrap());
+    let bearer = Bearer::of(&token);
     let channel = Channel::from_shared(url.to_owned()).unwrap().connect().await.unwrap();
     Clients {
         scheduler: SchedulerServiceClient::with_interceptor(channel.clone(), bearer.clone()),
@@ -128,7 +135,8 @@ async fn interactive_process_is_typed_to_and_signalled() {
     let sandbox_id = acquired(&mut clients).await;
     let command = "trap 'echo got INT' INT; while read line; do echo heard $line; done; echo end".to_owned();
     let request = ExecuteRequest { sandbox_id, command: Some(command), ..Default::default() };
-    let (send, mut stream) = interactive(&mut clients, ExecStart { request: Some(request), terminal: None }).await;
+    let (send, mut stream) =
+        interactive(&mut clients, ExecStart { request: Some(request), ..ExecStart::default() }).await;
     send.send(ExecRequest { input: Some(Input::Stdin("one\n".into())) }).await.unwrap();
     until(&mut stream, "heard one\n").await;
     send.send(ExecRequest { input: Some(Input::Signal("SIGINT".into())) }).await.unwrap();
@@ -147,7 +155,8 @@ async fn terminal_has_a_size_that_changes() {
     let command = "stty size; read line; stty size; tty".to_owned();
     let request = ExecuteRequest { sandbox_id, command: Some(command), ..Default::default() };
     let terminal = Some(TerminalSize { rows: 30, cols: 90 });
-    let (send, mut stream) = interactive(&mut clients, ExecStart { request: Some(request), terminal }).await;
+    let (send, mut stream) =
+        interactive(&mut clients, ExecStart { request: Some(request), terminal, ..ExecStart::default() }).await;
     until(&mut stream, "30 90").await;
     send.send(ExecRequest { input: Some(Input::Resize(TerminalSize { rows: 40, cols: 100 })) }).await.unwrap();
     send.send(ExecRequest { input: Some(Input::Stdin("\n".into())) }).await.unwrap();
@@ -162,7 +171,8 @@ async fn slow_reader_slows_the_process_and_nothing_grows() {
     let sandbox_id = acquired(&mut clients).await;
     let command = "head -c 512M /dev/zero".to_owned();
     let request = ExecuteRequest { sandbox_id: sandbox_id.clone(), command: Some(command), ..Default::default() };
-    let (_send, mut stream) = interactive(&mut clients, ExecStart { request: Some(request), terminal: None }).await;
+    let (_send, mut stream) =
+        interactive(&mut clients, ExecStart { request: Some(request), ..ExecStart::default() }).await;
     stream.next().await.unwrap().unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let api = server.user("ada").await;

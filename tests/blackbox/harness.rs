@@ -62,6 +62,7 @@ impl Server {
             .env("POOL_MAX_SIZE", "16")
             .env("RATE_LIMIT_PER_SECOND", "0")
             .env("HOST_SECRET", "must-not-leak")
+            .env("SANDBOX_RUNTIME", std::env::var("CLOUD_SANDBOX_TEST_RUNTIME").unwrap_or_else(|_| "linux".into()))
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -291,7 +292,8 @@ fn started(pid: u32) -> Option<String> {
     (fields[0] != "Z").then(|| fields[19].to_owned())
 }
 
-fn children(pid: u32) -> Vec<u32> {
+/// The processes that a process has started and that still are.
+pub fn children(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()

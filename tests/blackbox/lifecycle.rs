@@ -9,6 +9,7 @@ use std::{
 use serde_json::json;
 
 use crate::harness::{Server, command, eventually};
+use crate::wire::wires;
 
 #[tokio::test]
 async fn sigterm_and_ctrl_c_leave_nothing_and_exit_cleanly() {
@@ -100,4 +101,26 @@ async fn two_servers_do_not_share_a_data_folder() {
     assert_eq!(second.status.code(), Some(1), "{said}");
     assert!(said.contains(server.data_dir.to_str().unwrap()), "{said}");
     assert_eq!(reqwest::get(format!("{}/health", server.url)).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn streams_that_outlast_the_drain_are_told_why_they_end() {
+    let mut server = Server::with(&[("DRAIN_TIMEOUT_SECONDS", "1")]).await;
+    let mut streams = Vec::new();
+    for wire in wires(&server, "ada").await {
+        let sandbox = wire.acquire().await;
+        let quiet = json!({"request": {"sandbox_id": sandbox, "command": "echo here; sleep 60"}});
+        let loud = json!({"request": {"sandbox_id": sandbox, "command": "while :; do echo x; sleep 0.01; done"}});
+        for request in [quiet, loud] {
+            let mut stream = wire.stream("ExecService.ExecuteStream", request).await;
+            while stream.next().await.unwrap().unwrap()["event"]["stdout"].is_null() {}
+            streams.push(stream);
+        }
+    }
+    server.signal("TERM");
+    for stream in streams {
+        let failure = stream.rest().await.1.expect("no stream just stops");
+        assert_eq!((failure.status.as_str(), failure.reason.as_str()), ("UNAVAILABLE", "DRAINING"), "{failure:?}");
+    }
+    assert!(server.wait().success());
 }

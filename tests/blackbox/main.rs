@@ -4,8 +4,12 @@
 mod architecture;
 mod auth;
 mod bad_input;
+mod chaos;
 mod command_line;
+mod contexts;
 mod execute;
+mod executions;
+mod file_service;
 mod files;
 mod fleet;
 mod grpc;
@@ -13,6 +17,10 @@ mod harness;
 mod hostile;
 mod isolation;
 mod lifecycle;
+mod postgres;
+#[path = "../setup/postgres.rs"]
+mod postgres_server;
 mod sandboxes;
 mod sessions;
 mod walk;
+mod wire;

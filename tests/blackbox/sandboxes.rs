@@ -108,7 +108,7 @@ async fn lease_ends_and_takes_the_sandbox_and_its_work_along() {
     let id = api.acquire_with(json!({"timeout_seconds": 1})).await;
     let running = api.post("/api/v1/execute", json!({"sandbox_id": id, "command": "sleep 30"}));
     let (status, answer) = tokio::time::timeout(Duration::from_secs(10), running).await.unwrap();
-    assert_eq!((status, reason(&answer)), (404, "SANDBOX_GONE"), "{answer}");
+    assert_eq!((status, reason(&answer)), (404, "LEASE_ENDED"), "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("lease"), "{answer}");
     eventually("nothing is left", || async { cgroups_of(&id).is_empty() }).await;
     assert_eq!(api.get(&format!("/api/v1/sandbox/{id}")).await.0, 404);

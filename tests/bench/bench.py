@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PYTHON = "print('Hello!')"
+CELL = {"code": "1+1", "context_id": "default"}
 Answer = dict[str, Any]
 
 
@@ -35,6 +36,7 @@ class Server:
 
     def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
         self.process = process
+        self.port = port
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self.headers = {"Content-Type": "application/json"}
         self.connect()
@@ -76,7 +78,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(binary: str, pool_min: int, pool_max: int) -> Iterator[Server]:
+def serving(binary: str, pool_min: int, pool_max: int, more: dict[str, str] | None = None) -> Iterator[Server]:
     port = free_port()
     settings = {
         "LISTEN": f"127.0.0.1:{port}",
@@ -85,6 +87,7 @@ def serving(binary: str, pool_min: int, pool_max: int) -> Iterator[Server]:
         "POOL_MAX_SIZE": str(pool_max),
         "RATE_LIMIT_PER_SECOND": "0",
         "LOG_LEVEL": "warn",
+        **(more or {}),
     }
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **settings, "DATA_DIR": folder}
@@ -127,6 +130,26 @@ def executes(server: Server, rounds: int, what: Answer) -> list[float]:
     times = [timed(lambda: server.execute(sandbox, what)) for _ in range(rounds)]
     server.release(sandbox)
     return times
+
+
+def first_in_context(server: Server, rounds: int, ready: int) -> list[float]:
+    """The first call in the default context of a sandbox that is new each time."""
+    times = []
+    for _ in range(rounds):
+        server.wait_until_ready(ready)
+        sandbox = server.acquire()
+        times.append(timed(lambda: server.execute(sandbox, CELL)))  # noqa: B023
+        server.release(sandbox)
+    return times
+
+
+def over_grpc(server: Server) -> tuple[list[str], list[str]]:
+    """What the client in Rust measures: rows of the table, and sentences."""
+    client = ["cargo", "bench", "--quiet", "--locked", "--package", "cloud-sandbox-server", "--bench", "grpc", "--"]
+    command = [*client, f"http://127.0.0.1:{server.port}", str(server.process.pid)]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    return rows, [line for line in lines if line and not line.startswith("|")]
 
 
 def bare_python(rounds: int, code: str) -> list[float]:
@@ -184,7 +207,8 @@ def idle_memory(binary: str, count: int) -> tuple[float, float]:
 
 HEADER = """# Speed
 
-Written by `make bench`: REST on one kept connection, the client on the same machine, its own time included.
+Written by `make bench`: REST on one kept connection where nothing else is said, the client on the same machine, its own
+time included.
 
 {machine}
 
@@ -193,6 +217,8 @@ Written by `make bench`: REST on one kept connection, the client on the same mac
 """
 
 FOOTER = """
+{sentences}
+
 Memory of one idle sandbox: {processes:.2f} MiB by its processes and the server (proportional set size),
 {machine:.2f} MiB by what the whole machine has less (kernel included; other programs disturb it). To reach: under
 5 MiB.
@@ -210,13 +236,22 @@ def measure(binary: str, rounds: int) -> str:
         add("acquire from a warm pool", acquires(server, rounds, 5), "p50 under 2, p99 under 10")
         add("execute `/bin/true`", executes(server, rounds, {"argv": ["/bin/true"]}), "p50 under 4")
         add(f"execute `{PYTHON}`", executes(server, rounds, {"code": PYTHON}), "the next row and 4")
+        add("execute `1+1` in a warm Python context", executes(server, rounds, CELL), "p50 under 3")
+        few = max(rounds // 6, 10)
+        add("first execute in the default Python context", first_in_context(server, few, 5), "")
+        grpc_rows, sentences = over_grpc(server)
+        rows += grpc_rows
+        print("\n".join(grpc_rows + sentences), flush=True)
+    with serving(binary, 10, 50, {"WARM_CONTEXTS": "python"}) as server:
+        add("the same with `warm_contexts=python`", first_in_context(server, few, 5), "p50 under 15")
     add(f'bare `python3 -c "{PYTHON}"`', bare_python(rounds, PYTHON), "")
     with serving(binary, 0, 50) as server:
         add("create cold, until the agent answers", acquires(server, rounds, 0), "p50 under 20")
     processes, machine = idle_memory(binary, 50)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     host = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs, {memory:.0f} GiB"
-    return HEADER.format(machine=host) + "\n".join(rows) + "\n" + FOOTER.format(processes=processes, machine=machine)
+    footer = FOOTER.format(processes=processes, machine=machine, sentences="\n".join(sentences))
+    return HEADER.format(machine=host) + "\n".join(rows) + "\n" + footer
 
 
 def main() -> None:
