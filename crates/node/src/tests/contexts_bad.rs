@@ -229,15 +229,17 @@ async fn what_is_printed_while_nothing_runs_is_bounded_and_given_to_the_next() {
 def speak():
     time.sleep(0.1)
     print('late', flush=True)
-    time.sleep(0.2)
+    time.sleep(3)
     for _ in range(4000):
         print('x' * 999)
     open('spoken', 'w').close()
 threading.Thread(target=speak).start()";
     bench.run(&id, text).await;
-    sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.run(&id, "print('next')").await.stdout, "late\nnext\n");
     bench.until_there("spoken").await;
+    // what it printed last is on its way
+    sleep(Duration::from_secs(1)).await;
     let answer = bench.run(&id, "print('next')").await;
     assert_eq!(answer.stdout_bytes, 64 * 1024 + 5);
     assert!(answer.stdout.ends_with("next\n"));
