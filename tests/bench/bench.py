@@ -243,7 +243,7 @@ def measure(binary: str, rounds: int) -> str:
         rows += grpc_rows
         print("\n".join(grpc_rows + sentences), flush=True)
     with serving(binary, 10, 50, {"WARM_CONTEXTS": "python"}) as server:
-        add("the same with `warm_contexts=python`", first_in_context(server, few, 5), "p50 under 15")
+        add("first execute in it with `warm_contexts=python`", first_in_context(server, few, 5), "p50 under 15")
     add(f'bare `python3 -c "{PYTHON}"`', bare_python(rounds, PYTHON), "")
     with serving(binary, 0, 50) as server:
         add("create cold, until the agent answers", acquires(server, rounds, 0), "p50 under 20")
