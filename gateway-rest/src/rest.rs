@@ -94,16 +94,17 @@ impl<'a> Way<'a> {
         {
             return Some(Self::Upload(upload));
         }
+        // the file alone was signed for: of a folder, JSON would be a list
+        if let (true, Some(download)) = (signed, download) {
+            return Some(Self::Download(download));
+        }
         let mut offered = Vec::new();
         offered.extend(unary.as_ref().map(|_| Form::Json));
         // HEAD is about a document where there is one
         if streaming.is_some() && (parts.method != Method::HEAD || unary.is_none()) {
             offered.extend([Form::JsonLines, Form::EventStream]);
         }
-        if let Some(download) = download {
-            let raw = Form::Raw(download.media_type());
-            offered.insert(if signed { 0 } else { offered.len() }, raw);
-        }
+        offered.extend(download.as_ref().map(|download| Form::Raw(download.media_type())));
         match accept::preferred(&parts.headers, &offered)? {
             Form::Json => unary.as_ref().map(Self::Unary),
             Form::Raw(_) => download.as_ref().map(Self::Download),

@@ -19,7 +19,7 @@ pub fn scheme() -> Value {
         "in": "query",
         "name": file_url::TOKEN,
         "description": "The token of a signed URL, made by `POST /api/v1/files/url` for one file. Raw bytes are the \
-            default form then: `GET` answers with them unless `Accept` names JSON, `PUT` takes a body of any type.",
+            only form then: `GET` answers with them, `PUT` takes a body of any type.",
     })
 }
 
