@@ -5,13 +5,14 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
-const CONTRACTS: [&str; 8] = [
+const CONTRACTS: [&str; 9] = [
     "cloud_sandbox/v1/auth.proto",
     "cloud_sandbox/v1/scheduler.proto",
     "cloud_sandbox/v1/session.proto",
     "cloud_sandbox/v1/exec.proto",
     "cloud_sandbox/v1/context.proto",
     "cloud_sandbox/v1/file.proto",
+    "cloud_sandbox/checkpoint/v1/checkpoint.proto",
     "cloud_sandbox/node/v1/node.proto",
     "cloud_sandbox/agent/v1/agent.proto",
 ];

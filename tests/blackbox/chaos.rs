@@ -218,6 +218,7 @@ async fn follow(mut exec: ExecServiceClient<Authorized>, sandbox: String, id: St
                     execution_id: execution.clone(),
                     stdout_offset: caller.received.len() as u64,
                     stderr_offset: 0,
+                    ..Default::default()
                 };
                 exec.attach_execution(request).await.map(|answer| Source::Known(answer.into_inner()))
             }

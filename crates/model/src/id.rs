@@ -59,6 +59,8 @@ ids! {
     ExecutionId, "ex", "execution_id";
     /// An interpreter whose variables live from call to call.
     ContextId, "cx", "context_id";
+    /// A session's work at one moment.
+    CheckpointId, "cp", "checkpoint_id";
     /// One machine's node process. A restarted node is a new one.
     NodeId, "nd", "node_id";
 }

@@ -8,7 +8,7 @@ pub mod sandbox;
 pub mod session;
 
 pub use error::{Error, ErrorKind, Result};
-pub use id::{ExecutionId, NodeId, SandboxId, SessionId};
+pub use id::{CheckpointId, ExecutionId, NodeId, SandboxId, SessionId};
 pub use limits::Limits;
 pub use sandbox::SandboxState;
 pub use session::SessionState;

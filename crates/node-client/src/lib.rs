@@ -97,7 +97,8 @@ impl Nodes {
 
     /// The same for whoever has the entry already.
     pub async fn release_entry(&self, context: &CallContext, entry: &SandboxEntry) -> Result<()> {
-        let outbound = context.outbound(ReleaseSandboxRequest { sandbox_id: entry.id.to_string() });
+        let outbound =
+            context.outbound(ReleaseSandboxRequest { sandbox_id: entry.id.to_string(), keep_journal: false });
         let call =
             |mut node: NodeClient| -> Answer<_> { Box::pin(async move { node.release_sandbox(outbound).await }) };
         let released = self.ask(context, entry, call).await.map(drop);

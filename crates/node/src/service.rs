@@ -120,7 +120,7 @@ impl node_service_server::NodeService for NodeService {
     async fn get_sandbox(&self, request: Request<node::GetSandboxRequest>) -> Answer<node::GetSandboxResponse> {
         let found = self.find(&request.get_ref().sandbox_id);
         let sandbox = Some(found.and_then(|sandbox| self.describe(&sandbox)).map_err(to_status)?);
-        Ok(Response::new(node::GetSandboxResponse { sandbox }))
+        Ok(Response::new(node::GetSandboxResponse { sandbox, ..Default::default() }))
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
@@ -136,5 +136,19 @@ impl node_service_server::NodeService for NodeService {
     ) -> Answer<node::ResumeSandboxResponse> {
         let sandbox = Some(self.resume(&request.get_ref().sandbox_id).await.map_err(to_status)?);
         Ok(Response::new(node::ResumeSandboxResponse { sandbox }))
+    }
+
+    async fn checkpoint_sandbox(
+        &self,
+        _: Request<cloud_sandbox_proto::node::v1::CheckpointSandboxRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::node::v1::CheckpointSandboxResponse>, Status> {
+        Err(Status::unimplemented("checkpoint_sandbox"))
+    }
+
+    async fn restore_sandbox(
+        &self,
+        _: Request<cloud_sandbox_proto::node::v1::RestoreSandboxRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::node::v1::RestoreSandboxResponse>, Status> {
+        Err(Status::unimplemented("restore_sandbox"))
     }
 }

@@ -12,6 +12,14 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/cloud_sandbox.v1.rs"));
 }
 
+/// `cloud_sandbox.checkpoint.v1`: what checkpoints are made of, as it is stored.
+pub mod checkpoint {
+    #[allow(clippy::all)]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/cloud_sandbox.checkpoint.v1.rs"));
+    }
+}
+
 /// `cloud_sandbox.node.v1`: what the control plane calls on a node.
 pub mod node {
     #[allow(clippy::all)]

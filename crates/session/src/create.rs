@@ -91,6 +91,7 @@ impl Create<'_> {
             metadata: request.metadata,
             limits: request.limits,
             request_id: id.to_string(),
+            ..Default::default()
         };
         let call = self.scheduler.acquire_sandbox(self.context.outbound_as_caller(wanted));
         let answer = within(self.context, call).await?.map_err(|status| scheduler_failure(&status))?;

@@ -187,6 +187,7 @@ pub(crate) fn shown(record: SessionRecord) -> v1::Session {
         create_time: Some(record.created_at.into()),
         update_time: Some(record.updated_at.into()),
         failure: record.failure,
+        ..Default::default()
     }
 }
 

@@ -79,7 +79,10 @@ impl World {
     }
 
     async fn resume(&self, id: &str) -> Result<Session, Error> {
-        let response = self.service.resume_session(call("ada", ResumeSessionRequest { session_id: id.into() })).await;
+        let response = self
+            .service
+            .resume_session(call("ada", ResumeSessionRequest { session_id: id.into(), ..Default::default() }))
+            .await;
         response.map(|response| response.into_inner().session.unwrap()).map_err(|status| from_status(&status))
     }
 
@@ -390,7 +393,7 @@ async fn somebody_elses_and_unknown_sessions_are_not_found() {
     let id = world.create("ada", anything()).await.unwrap().session_id;
     for session_id in [id.clone(), SessionId::generate().to_string()] {
         let pause = PauseSessionRequest { session_id: session_id.clone(), depth: 0 };
-        let resume = ResumeSessionRequest { session_id: session_id.clone() };
+        let resume = ResumeSessionRequest { session_id: session_id.clone(), ..Default::default() };
         for refused in [
             error(world.service.get_session(call("bob", GetSessionRequest { session_id: session_id.clone() })).await),
             error(world.service.pause_session(call("bob", pause)).await),

@@ -62,7 +62,7 @@ impl NodeService for SimNode {
     async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Result<Response<GetSandboxResponse>, Status> {
         let call = self.enter("GetSandbox", &request).await?;
         let sandbox = self.hosted(&request.get_ref().sandbox_id)?;
-        call.reply(GetSandboxResponse { sandbox: Some(sandbox) })
+        call.reply(GetSandboxResponse { sandbox: Some(sandbox), ..Default::default() })
     }
 
     async fn pause_sandbox(
@@ -81,6 +81,20 @@ impl NodeService for SimNode {
         let call = self.enter("ResumeSandbox", &request).await?;
         let sandbox = self.turn(&request.get_ref().sandbox_id, v1::SandboxState::Acquired)?;
         call.reply(ResumeSandboxResponse { sandbox: Some(sandbox) })
+    }
+
+    async fn checkpoint_sandbox(
+        &self,
+        _: Request<cloud_sandbox_proto::node::v1::CheckpointSandboxRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::node::v1::CheckpointSandboxResponse>, Status> {
+        Err(Status::unimplemented("checkpoint_sandbox"))
+    }
+
+    async fn restore_sandbox(
+        &self,
+        _: Request<cloud_sandbox_proto::node::v1::RestoreSandboxRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::node::v1::RestoreSandboxResponse>, Status> {
+        Err(Status::unimplemented("restore_sandbox"))
     }
 }
 

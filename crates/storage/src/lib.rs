@@ -4,9 +4,11 @@ pub mod directory;
 pub mod error;
 pub mod page;
 pub mod sessions;
+pub mod workspaces;
 
 pub use directory::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
 pub use directory::{memory::MemoryDirectory, redis::RedisDirectory};
 pub use error::StorageError;
 pub use sessions::{SessionFilter, SessionRecord, SessionStore};
 pub use sessions::{postgres::PostgresSessions, sqlite::SqliteSessions};
+pub use workspaces::WorkspaceStore;

@@ -198,6 +198,41 @@ impl SessionService for Fake {
         let session_id = request.into_inner().session_id;
         Ok(Response::new(DeleteSessionResponse { session_id, deleted: true }))
     }
+
+    async fn update_session(
+        &self,
+        _: Request<cloud_sandbox_proto::v1::UpdateSessionRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::v1::UpdateSessionResponse>, Status> {
+        Err(Status::unimplemented("update_session"))
+    }
+
+    async fn create_checkpoint(
+        &self,
+        _: Request<cloud_sandbox_proto::v1::CreateCheckpointRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::v1::CreateCheckpointResponse>, Status> {
+        Err(Status::unimplemented("create_checkpoint"))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        _: Request<cloud_sandbox_proto::v1::ListCheckpointsRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::v1::ListCheckpointsResponse>, Status> {
+        Err(Status::unimplemented("list_checkpoints"))
+    }
+
+    async fn fork_session(
+        &self,
+        _: Request<cloud_sandbox_proto::v1::ForkSessionRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::v1::ForkSessionResponse>, Status> {
+        Err(Status::unimplemented("fork_session"))
+    }
+
+    async fn list_session_events(
+        &self,
+        _: Request<cloud_sandbox_proto::v1::ListSessionEventsRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::v1::ListSessionEventsResponse>, Status> {
+        Err(Status::unimplemented("list_session_events"))
+    }
 }
 
 fn event(event: Event) -> ExecEvent {

@@ -52,7 +52,7 @@ async fn every_call(clients: Clients, id: &str) -> Vec<(&'static str, Option<Err
         "CopyFile" copy_file CopyFileRequest,
         "SearchFiles" search_files SearchFilesRequest,
     }
-    let contexts = contexts.list_contexts(ListContextsRequest { sandbox_id: id.into() }).await;
+    let contexts = contexts.list_contexts(ListContextsRequest { sandbox_id: id.into(), ..Default::default() }).await;
     made.push(("ListContexts", contexts.err().map(|status| from_status(&status))));
     let background = StartExecutionRequest { request: Some(code(id, "1")) };
     made.push(("StartExecution", exec.start_execution(background).await.err().map(|status| from_status(&status))));

@@ -156,6 +156,36 @@ impl AgentService for Agent {
         let changes = Some(FileChanges { files: vec![file], truncated: false });
         Ok(Response::new(CompareSnapshotResponse { changes }))
     }
+
+    async fn stop_processes(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::StopProcessesRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::StopProcessesResponse>, Status> {
+        Err(Status::unimplemented("stop_processes"))
+    }
+
+    async fn continue_processes(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::ContinueProcessesRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::ContinueProcessesResponse>, Status> {
+        Err(Status::unimplemented("continue_processes"))
+    }
+
+    type SaveTreeStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::SaveTreeResponse, Status>>;
+
+    async fn save_tree(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::SaveTreeRequest>>,
+    ) -> Result<Response<Self::SaveTreeStream>, Status> {
+        Err(Status::unimplemented("save_tree"))
+    }
+
+    async fn restore_tree(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
+        Err(Status::unimplemented("restore_tree"))
+    }
 }
 
 impl Agent {

@@ -179,6 +179,7 @@ async fn signals_reach_what_runs_and_end_what_waits() {
             sandbox_id: bench.id.to_string(),
             execution_id: execution.to_owned(),
             signal: name.to_owned(),
+            ..Default::default()
         };
         bench.world.exec().signal_execution(request).await.map(drop).map_err(|status| Failure::of(&status))
     };

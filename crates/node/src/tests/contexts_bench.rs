@@ -105,6 +105,36 @@ impl AgentService for Proxy {
     ) -> Result<Response<CompareSnapshotResponse>, Status> {
         self.agent.clone().compare_snapshot(request.into_inner()).await
     }
+
+    async fn stop_processes(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::StopProcessesRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::StopProcessesResponse>, Status> {
+        Err(Status::unimplemented("stop_processes"))
+    }
+
+    async fn continue_processes(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::ContinueProcessesRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::ContinueProcessesResponse>, Status> {
+        Err(Status::unimplemented("continue_processes"))
+    }
+
+    type SaveTreeStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::SaveTreeResponse, Status>>;
+
+    async fn save_tree(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::SaveTreeRequest>>,
+    ) -> Result<Response<Self::SaveTreeStream>, Status> {
+        Err(Status::unimplemented("save_tree"))
+    }
+
+    async fn restore_tree(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
+        Err(Status::unimplemented("restore_tree"))
+    }
 }
 
 impl Bench {
@@ -171,32 +201,45 @@ impl Bench {
     }
 
     pub(super) async fn list(&self) -> Vec<Context> {
-        let request = ListContextsRequest { sandbox_id: self.id.to_string() };
+        let request = ListContextsRequest { sandbox_id: self.id.to_string(), ..Default::default() };
         self.contexts().list_contexts(request).await.unwrap().into_inner().contexts
     }
 
     pub(super) async fn get(&self, context_id: &str) -> Result<Context, Failure> {
-        let request = GetContextRequest { sandbox_id: self.id.to_string(), context_id: context_id.into() };
+        let request =
+            GetContextRequest { sandbox_id: self.id.to_string(), context_id: context_id.into(), ..Default::default() };
         let answer = self.contexts().get_context(request).await;
         answer.map(|answer| answer.into_inner().context.unwrap()).map_err(|status| Failure::of(&status))
     }
 
     pub(super) async fn restart(&self, context_id: &str) -> Result<Context, Failure> {
-        let request = RestartContextRequest { sandbox_id: self.id.to_string(), context_id: context_id.into() };
+        let request = RestartContextRequest {
+            sandbox_id: self.id.to_string(),
+            context_id: context_id.into(),
+            ..Default::default()
+        };
         let answer = self.contexts().restart_context(request).await;
         answer.map(|answer| answer.into_inner().context.unwrap()).map_err(|status| Failure::of(&status))
     }
 
     /// Whether something ran, and whether it has ended.
     pub(super) async fn interrupt(&self, context_id: &str) -> Result<(bool, bool), Failure> {
-        let request = InterruptContextRequest { sandbox_id: self.id.to_string(), context_id: context_id.into() };
+        let request = InterruptContextRequest {
+            sandbox_id: self.id.to_string(),
+            context_id: context_id.into(),
+            ..Default::default()
+        };
         let answer = self.contexts().interrupt_context(request).await.map_err(|status| Failure::of(&status))?;
         let answer = answer.into_inner();
         Ok((answer.running, answer.interrupted))
     }
 
     pub(super) async fn delete(&self, context_id: &str) -> Result<(), Failure> {
-        let request = DeleteContextRequest { sandbox_id: self.id.to_string(), context_id: context_id.into() };
+        let request = DeleteContextRequest {
+            sandbox_id: self.id.to_string(),
+            context_id: context_id.into(),
+            ..Default::default()
+        };
         self.contexts().delete_context(request).await.map(drop).map_err(|status| Failure::of(&status))
     }
 

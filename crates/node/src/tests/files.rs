@@ -231,6 +231,36 @@ impl AgentService for Fake {
     async fn compare_snapshot(&self, _: Request<CompareSnapshotRequest>) -> Answer<CompareSnapshotResponse> {
         Err(Status::unimplemented("compare_snapshot"))
     }
+
+    async fn stop_processes(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::StopProcessesRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::StopProcessesResponse>, Status> {
+        Err(Status::unimplemented("stop_processes"))
+    }
+
+    async fn continue_processes(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::ContinueProcessesRequest>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::ContinueProcessesResponse>, Status> {
+        Err(Status::unimplemented("continue_processes"))
+    }
+
+    type SaveTreeStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::SaveTreeResponse, Status>>;
+
+    async fn save_tree(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::SaveTreeRequest>>,
+    ) -> Result<Response<Self::SaveTreeStream>, Status> {
+        Err(Status::unimplemented("save_tree"))
+    }
+
+    async fn restore_tree(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
+    ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
+        Err(Status::unimplemented("restore_tree"))
+    }
 }
 
 fn serve(play: Arc<Play>, stream: DuplexStream) {
@@ -346,7 +376,7 @@ async fn requests_reach_the_agent_as_they_are() {
         assert_eq!(bench.play.asked.lock().unwrap().last().unwrap(), &request, "{method}");
     });
     let files = vec![WriteFileRequest { path: "/a".into(), ..Default::default() }];
-    let request = v1::WriteFilesRequest { sandbox_id: bench.sandbox_id(), files };
+    let request = v1::WriteFilesRequest { sandbox_id: bench.sandbox_id(), files, ..Default::default() };
     assert_eq!(bench.files().write_files(request).await.unwrap().into_inner().files.len(), 1);
 }
 
@@ -368,7 +398,10 @@ async fn path_is_given_as_text_or_as_bytes() {
     let bench = Bench::start().await;
     let ask = async |path: &str, raw: &[u8]| {
         let (sandbox_id, path, raw_path) = (bench.sandbox_id(), path.to_owned(), raw.to_vec().into());
-        bench.files().stat_file(v1::StatFileRequest { sandbox_id, path, raw_path, no_follow: false }).await
+        bench
+            .files()
+            .stat_file(v1::StatFileRequest { sandbox_id, path, raw_path, no_follow: false, ..Default::default() })
+            .await
     };
     ask("", b"/\xFF").await.unwrap();
     assert_eq!(failed(ask("/a", b"/a").await).fields, ["path"]);
@@ -444,7 +477,7 @@ async fn every_bad_field_is_named() {
 async fn files_of_a_batch_are_checked_one_by_one() {
     let bench = Bench::start().await;
     let ask = async |files| {
-        let request = v1::WriteFilesRequest { sandbox_id: bench.sandbox_id(), files };
+        let request = v1::WriteFilesRequest { sandbox_id: bench.sandbox_id(), files, ..Default::default() };
         failed(bench.files().write_files(request).await)
     };
     let file = |path: &str| WriteFileRequest { path: path.into(), ..Default::default() };

@@ -21,6 +21,7 @@ impl World {
             execution_id: execution.to_owned(),
             stdout_offset: from.0,
             stderr_offset: from.1,
+            ..Default::default()
         };
         let stream = self.exec().attach_execution(request).await.map_err(|status| Failure::of(&status))?;
         Ok(Attached(stream.into_inner()))

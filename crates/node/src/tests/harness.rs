@@ -207,7 +207,7 @@ impl World {
     }
 
     pub(super) async fn release(&self, id: SandboxId) -> Result<(), Failure> {
-        let request = node::ReleaseSandboxRequest { sandbox_id: id.to_string() };
+        let request = node::ReleaseSandboxRequest { sandbox_id: id.to_string(), ..Default::default() };
         self.client().release_sandbox(request).await.map(drop).map_err(|status| Failure::of(&status))
     }
 
@@ -247,7 +247,11 @@ impl World {
     }
 
     pub(super) async fn execution(&self, id: SandboxId, execution: &str) -> Result<v1::Execution, Failure> {
-        let request = v1::GetExecutionRequest { sandbox_id: id.to_string(), execution_id: execution.to_owned() };
+        let request = v1::GetExecutionRequest {
+            sandbox_id: id.to_string(),
+            execution_id: execution.to_owned(),
+            ..Default::default()
+        };
         let answer = self.exec().get_execution(request).await;
         answer.map(|answer| answer.into_inner().execution.unwrap()).map_err(|status| Failure::of(&status))
     }

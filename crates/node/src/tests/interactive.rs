@@ -234,6 +234,7 @@ async fn one_who_attaches_reads_from_an_offset_writes_and_leaves_it_running() {
             execution_id: execution_id.clone(),
             stdout_offset,
             stderr_offset: 0,
+            ..Default::default()
         };
         Input::Attach(attach)
     };
@@ -272,6 +273,7 @@ async fn signal_overtakes_input_that_nobody_reads() {
         sandbox_id: id.to_string(),
         execution_id: name,
         signal: "SIGTERM".into(),
+        ..Default::default()
     };
     world.exec().signal_execution(request).await.unwrap();
     assert_eq!(talk.exited().await.signal, "SIGTERM");

@@ -32,6 +32,7 @@ impl World {
             input: Some(Input::Text(text.to_owned())),
             close,
             offset,
+            ..Default::default()
         };
         let answer = self.exec().write_execution_stdin(request).await;
         answer.map(|answer| answer.into_inner().stdin_bytes).map_err(|status| Failure::of(&status))
@@ -42,6 +43,7 @@ impl World {
             sandbox_id: id.to_string(),
             execution_id: execution.to_owned(),
             signal: signal.to_owned(),
+            ..Default::default()
         };
         self.exec().signal_execution(request).await.map(drop).map_err(|status| Failure::of(&status))
     }
@@ -51,6 +53,7 @@ impl World {
             sandbox_id: id.to_string(),
             execution_id: execution.to_owned(),
             terminal: Some(size),
+            ..Default::default()
         };
         self.exec().resize_execution_terminal(request).await.map(drop).map_err(|status| Failure::of(&status))
     }
