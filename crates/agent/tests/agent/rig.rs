@@ -25,7 +25,7 @@ use tonic::{
 };
 
 /// Long enough for a busy machine, short enough to see what hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Agent {
     pub client: AgentServiceClient<Channel>,
