@@ -104,6 +104,8 @@ impl ErrorKind {
 pub mod reason {
     pub const CANCELLED: &str = "CANCELLED";
     pub const CAPACITY: &str = "CAPACITY";
+    pub const CHECKPOINT_DAMAGED: &str = "CHECKPOINT_DAMAGED";
+    pub const CHECKPOINT_NOT_FOUND: &str = "CHECKPOINT_NOT_FOUND";
     pub const CONTEXT_LIMIT: &str = "CONTEXT_LIMIT";
     pub const CONTEXT_LOST: &str = "CONTEXT_LOST";
     pub const CONTEXT_NOT_FOUND: &str = "CONTEXT_NOT_FOUND";
@@ -131,6 +133,7 @@ pub mod reason {
     pub const RESULT_EXPIRED: &str = "RESULT_EXPIRED";
     pub const ROLE_DENIED: &str = "ROLE_DENIED";
     pub const SANDBOX_GONE: &str = "SANDBOX_GONE";
+    pub const SANDBOX_MISSING: &str = "SANDBOX_MISSING";
     pub const SANDBOX_NOT_FOUND: &str = "SANDBOX_NOT_FOUND";
     pub const SANDBOX_PAUSED: &str = "SANDBOX_PAUSED";
     pub const SESSION_NOT_FOUND: &str = "SESSION_NOT_FOUND";

@@ -1,5 +1,7 @@
 //! What every [`SessionStore`] must do; each implementation runs all of it.
 
+use cloud_sandbox_model::NodeId;
+
 use super::*;
 
 /// Hands every case below to another macro.
@@ -369,11 +371,14 @@ pub(crate) async fn details_are_kept(store: &dyn SessionStore) {
         paused: Some(Paused { depth: Depth::Frozen, auto: true, since_ms: 5 }),
         checkpoint: Some(CheckpointId::generate()),
         manifest: (0..=255).collect(),
+        node: Some(NodeId::generate()),
+        missing_since: Some(from_millis(1_700_000_000_124)),
         discarded: vec![SandboxId::generate()],
         flight: Some(Flight {
             pilot: "p".into(),
             until_ms: 7,
             checkpoint: Some(CheckpointId::generate()),
+            sandbox: Some(SandboxId::generate()),
             before: Some(Paused { depth: Depth::Checkpointed, auto: false, since_ms: 1 }),
             failure: odd,
         }),

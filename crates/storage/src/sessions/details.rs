@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use cloud_sandbox_model::{CheckpointId, SandboxId, SessionId};
+use cloud_sandbox_model::{CheckpointId, NodeId, SandboxId, SessionId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{from_millis, to_millis};
@@ -36,6 +36,11 @@ pub struct SessionDetails {
     /// what its last resume brought back: an encoded `ResumeManifest`
     #[serde(with = "base64")]
     pub manifest: Vec<u8>,
+    /// the node that hosts its sandbox
+    pub node: Option<NodeId>,
+    /// since when nobody knows where its sandbox is
+    #[serde(with = "millis")]
+    pub missing_since: Option<SystemTime>,
     /// sandboxes that are not its own any more and still have to be released
     pub discarded: Vec<SandboxId>,
     /// what is being done with it
@@ -93,6 +98,8 @@ pub struct Flight {
     pub until_ms: i64,
     /// the checkpoint that is being written or restored
     pub checkpoint: Option<CheckpointId>,
+    /// the sandbox that it is being restored into
+    pub sandbox: Option<SandboxId>,
     /// how it was paused before, if it was
     pub before: Option<Paused>,
     /// it had failed before, with these words
