@@ -24,7 +24,7 @@ pub(crate) struct Hosts {
 
 /// Where a sandbox is.
 enum Whereabouts {
-    At(SandboxEntry),
+    At(Box<SandboxEntry>),
     Gone,
     /// the directory does not know it, and may have lost its content
     Missing,
@@ -48,7 +48,7 @@ impl Hosts {
     async fn find(&self, sandbox: SandboxId, node: Option<NodeId>) -> Result<Whereabouts> {
         let directory = self.nodes.directory();
         if let Some(entry) = directory.sandbox(sandbox).await? {
-            return Ok(if entry.ended { Whereabouts::Gone } else { Whereabouts::At(entry) });
+            return Ok(if entry.ended { Whereabouts::Gone } else { Whereabouts::At(Box::new(entry)) });
         }
         let Some(node) = node else { return Ok(if self.certain { Whereabouts::Gone } else { Whereabouts::Missing }) };
         let Some(host) = directory.nodes().await?.into_iter().find(|entry| entry.id == node) else {
