@@ -88,7 +88,7 @@ fn fill_with_nasty_things(root: &Path) {
     fs::write(root.join("nothing"), "").unwrap();
     fs::write(root.join("big"), noise(2, 3 * MIB)).unwrap();
     fs::write(root.join(std::ffi::OsStr::from_bytes(b"not \xff utf-8\n")), "x").unwrap();
-    for number in 0..2000 {
+    for number in 0..10_000 {
         fs::write(root.join(format!("many/{number}")), number.to_string()).unwrap();
     }
     let sparse = File::create(root.join("sparse")).unwrap();
