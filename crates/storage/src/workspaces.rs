@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod conformance;
 pub mod file;
+pub mod s3;
 
 use std::ops::Range;
 

@@ -33,6 +33,15 @@ macro_rules! test_each {
 }
 pub(crate) use test_each;
 
+/// Runs all cases one after another, where each test of its own would cost a server. A failure names its line.
+macro_rules! run_all {
+    ($make:expr => $($case:ident,)*) => {$({
+        let store = $make;
+        $crate::workspaces::conformance::$case(&store).await;
+    })*};
+}
+pub(crate) use run_all;
+
 const MIB: usize = 1 << 20;
 
 /// Bytes that say where they are from.
