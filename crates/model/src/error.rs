@@ -149,6 +149,9 @@ pub mod reason {
     pub const UNSUPPORTED_BY_HOST: &str = "UNSUPPORTED_BY_HOST";
 }
 
+/// The fact of an error that tells whether anything of the call had begun.
+const BEGUN: &str = "begun";
+
 /// One field that broke one rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -226,6 +229,18 @@ impl Error {
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.metadata.push((key.into(), value.into()));
         self
+    }
+
+    /// The call was refused before anything of it began: it may be made again, in another place for example.
+    #[must_use]
+    pub fn before_it_began(self) -> Self {
+        self.with_metadata(BEGUN, "false")
+    }
+
+    /// Whether this is known of it.
+    #[must_use]
+    pub fn is_before_it_began(&self) -> bool {
+        self.metadata().iter().any(|(key, value)| key == BEGUN && value == "false")
     }
 
     #[must_use]
