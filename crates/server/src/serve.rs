@@ -14,7 +14,7 @@ use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Rate
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
-use cloud_sandbox_storage::Directory;
+use cloud_sandbox_storage::{Directory, WorkspaceStore};
 use cloud_sandbox_telemetry::Metrics;
 use http::{
     HeaderMap, StatusCode,
@@ -43,6 +43,8 @@ const RUN_DIR: &str = "run";
 /// The folder of what executions printed.
 const JOURNAL_DIR: &str = "journal";
 const SESSIONS_FILE: &str = "sessions.db";
+/// The folder of checkpoints.
+const WORKSPACES_DIR: &str = "workspaces";
 
 /// Runs a serving mode until a signal ends it.
 pub async fn serve(resolved: &Resolved, metrics: Metrics) -> anyhow::Result<()> {
@@ -81,13 +83,15 @@ impl Start<'_> {
         let edge = Port::bind(settings.listen, "listen").await?;
         let grpc = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
+        let workspaces = self.workspaces().await?;
         let runtime = system::runtime(settings, self.run_dir())?;
         let shared = settings.redis_url.is_some();
         let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
         let node = self.node(address.clone(), runtime.clone(), &directory).await?;
 
         let of_services = AuthLayer::for_services(self.tokens.clone());
-        let nodes = Services::new(system::node_routes(&node), of_services, vec![shared_in(&directory)]);
+        let stores = vec![shared_in(&directory), saved_in(&workspaces)];
+        let nodes = Services::new(system::node_routes(&node), of_services, stores);
         let services = |routes, stores| Services::new(routes, AuthLayer::new(self.tokens.clone()), stores);
         let own = in_process(nodes.router.clone());
         let dial = |name| system::dial(&self.tokens, name, Some((&address, own.clone())));
@@ -95,7 +99,7 @@ impl Start<'_> {
         let scheduler = services(scheduler, vec![shared_in(&directory)]);
         let upstream = |services: &Services| in_process(services.router.clone());
         let (sessions, session) = self.sessions(upstream(&scheduler), &directory, &dial("session-manager")).await?;
-        let session = services(session, vec![shared_in(&directory), kept_in(&sessions)]);
+        let session = services(session, vec![shared_in(&directory), kept_in(&sessions), saved_in(&workspaces)]);
         let exec = system::exec_routes(Arc::clone(&directory), dial("exec"), upstream(&session));
         let exec = services(exec, vec![shared_in(&directory)]);
 
@@ -158,13 +162,14 @@ impl Start<'_> {
         let settings = self.settings;
         let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
+        let workspaces = self.workspaces().await?;
         let runtime = system::runtime(settings, self.run_dir())?;
         let address = self.advertised(port.address());
         let node = self.node(address, runtime.clone(), &directory).await?;
         let routes = system::node_routes(&node);
         self.announce(port.address(), None, Some(&runtime));
-        let mut server =
-            self.role(port, routes, AuthLayer::for_services(self.tokens.clone()), vec![shared_in(&directory)])?;
+        let stores = vec![shared_in(&directory), saved_in(&workspaces)];
+        let mut server = self.role(port, routes, AuthLayer::for_services(self.tokens.clone()), stores)?;
         server.node = Some(node);
         Ok(server)
     }
@@ -235,6 +240,11 @@ impl Start<'_> {
         system::node(self.settings, address, journal, runtime, Arc::clone(directory)).await
     }
 
+    /// Where checkpoints lie.
+    async fn workspaces(&self) -> anyhow::Result<Arc<dyn WorkspaceStore>> {
+        system::workspaces(self.settings, &self.data_dir.join(WORKSPACES_DIR)).await
+    }
+
     fn run_dir(&self) -> PathBuf {
         self.data_dir.join(RUN_DIR)
     }
@@ -252,13 +262,14 @@ impl Start<'_> {
         let mode = self.resolved.mode.name();
         let grpc = grpc.map(tracing::field::display);
         let directory = if settings.redis_url.is_some() { "redis" } else { "memory" };
+        let workspaces = if settings.s3.bucket.is_some() { "s3" } else { "files" };
         let (pool_min, pool_max) = (settings.pool_min_size, settings.pool_max_size);
         for (name, instead) in &self.resolved.unheeded {
             tracing::warn!("{name} has no effect: {instead}");
         }
         match runtime {
             Some(runtime) => tracing::info!(
-                version, %data_dir, grpc, directory, pool_min, pool_max,
+                version, %data_dir, grpc, directory, workspaces, pool_min, pool_max,
                 runtime = settings.sandbox_runtime,
                 cgroups = runtime.cgroups().unwrap_or_else(|| "none".to_owned()),
                 "{mode} is ready on http://{listening}"
@@ -276,6 +287,11 @@ fn shared_in(directory: &Arc<dyn Directory>) -> Store {
 /// The same of the sessions.
 fn kept_in(sessions: &Sessions) -> Store {
     Store::Sessions(Arc::clone(&sessions.store))
+}
+
+/// The same of checkpoints.
+fn saved_in(workspaces: &Arc<dyn WorkspaceStore>) -> Store {
+    Store::Workspaces(Arc::clone(workspaces))
 }
 
 /// A service of another process.

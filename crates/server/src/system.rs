@@ -17,7 +17,8 @@ use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
 use cloud_sandbox_scheduler::SchedulerService;
 use cloud_sandbox_session::{SessionReconciler, SessionService};
 use cloud_sandbox_storage::{
-    Directory, MemoryDirectory, PostgresSessions, RedisDirectory, SessionStore, SqliteSessions,
+    Directory, FileWorkspaces, MemoryDirectory, PostgresSessions, RedisDirectory, S3Workspaces, SessionStore,
+    SqliteSessions, WorkspaceStore,
 };
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
@@ -36,6 +37,18 @@ pub async fn directory(settings: &Settings) -> anyhow::Result<Arc<dyn Directory>
     let Some(url) = &settings.redis_url else { return Ok(Arc::new(MemoryDirectory::new())) };
     let directory = RedisDirectory::connect(url).await.context("failed to connect to Redis (setting redis_url)")?;
     Ok(Arc::new(directory))
+}
+
+/// Where checkpoints lie: in the bucket that the settings name; unless they name one, in the folder at `path`.
+pub async fn workspaces(settings: &Settings, path: &Path) -> anyhow::Result<Arc<dyn WorkspaceStore>> {
+    if let Some(options) = settings.s3.options() {
+        let connected = S3Workspaces::connect(options).await;
+        return Ok(Arc::new(connected.context(
+            "failed to open the workspaces in S3 (settings s3_bucket, s3_endpoint, s3_region and s3_access_key_id)",
+        )?));
+    }
+    let opened = FileWorkspaces::open(path).await;
+    Ok(Arc::new(opened.with_context(|| format!("failed to open the workspaces in {}", path.display()))?))
 }
 
 /// The runtime, prepared. Each protection that this host does not offer is logged, or ends the start where the

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
 
-use super::{Mode, Settings, values::Secret};
+use super::{Mode, S3Settings, Settings, values::Secret};
 use cloud_sandbox_model::Limits;
 use cloud_sandbox_telemetry::LogFormat;
 
@@ -41,6 +41,8 @@ pub const JOURNAL_RETENTION_SECONDS: u32 = 3600;
 pub const JOURNAL_EXECUTION_BYTES: u64 = 64 * 1024 * 1024;
 /// What a laptop's disk does not miss.
 pub const JOURNAL_TOTAL_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// What servers that know no regions expect.
+pub const S3_REGION: &str = "us-east-1";
 /// The only runtime there is.
 pub const SANDBOX_RUNTIME: &str = "linux";
 
@@ -104,6 +106,7 @@ pub(super) fn settings(mode: Mode, host: &Host) -> Settings {
         drain_timeout_seconds: DRAIN_TIMEOUT_SECONDS,
         redis_url: None,
         database_url: None,
+        s3: S3Settings::default(),
         scheduler_url: url(SCHEDULER_PORT),
         session_url: url(SESSION_PORT),
         exec_url: url(EXEC_PORT),
