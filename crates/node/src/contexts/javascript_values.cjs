@@ -392,7 +392,8 @@
 
   function write(file, data, names, lost) {
     try {
-      fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 });
+      const folder = path.dirname(file);
+      if (!fs.existsSync(folder)) fs.mkdirSync(folder, { mode: 0o700 });
       fs.writeFileSync(file, data);
       return answer(names, lost);
     } catch (error) {
