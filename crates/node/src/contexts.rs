@@ -46,6 +46,7 @@ use context::{Command, Context, Waiting, Wanted, not_found};
 use kernels::Kernel;
 use owner::Owner;
 
+pub(crate) use frames::Kept;
 pub(crate) use saved::{bring_back, save_all, values_file};
 
 /// Contexts of one sandbox.

@@ -128,10 +128,10 @@ fn cut(mut text: String, max: usize) -> String {
 
 /// As many variables, names and reasons as the contract has.
 fn kept(variables: Vec<String>, lost: Vec<RawLost>, failure: Option<String>) -> Kept {
-    let lost = lost.into_iter().take(VARIABLES_MAX).map(|one| LostVariable {
-        name: cut(one.name, VARIABLE_MAX),
-        reason: cut(one.reason, REASON_MAX),
-    });
+    let lost = lost
+        .into_iter()
+        .take(VARIABLES_MAX)
+        .map(|one| LostVariable { name: cut(one.name, VARIABLE_MAX), reason: cut(one.reason, REASON_MAX) });
     let named = variables.into_iter().filter(|name| name.len() <= VARIABLE_MAX);
     Kept {
         lost: lost.collect(),

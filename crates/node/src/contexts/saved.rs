@@ -5,10 +5,7 @@
 
 use std::sync::Arc;
 
-use cloud_sandbox_model::{
-    error::Result,
-    id::ContextId,
-};
+use cloud_sandbox_model::{error::Result, id::ContextId};
 use cloud_sandbox_proto::checkpoint::v1::SavedContext;
 use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
@@ -52,7 +49,8 @@ async fn save(sandbox: &Sandbox, context: &Context, until: Instant) -> (SavedCon
         request_id: request.map(|(request_id, ..)| request_id.clone()).unwrap_or_default(),
         variables: kept.variables,
         lost: kept.lost,
-        values: bytes::Bytes::new().into(),
+        // which are in the file
+        ..SavedContext::default()
     };
     (saved, kept.failure)
 }
