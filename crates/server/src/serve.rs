@@ -14,6 +14,7 @@ use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Rate
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
+use cloud_sandbox_session::Parts;
 use cloud_sandbox_storage::{Directory, WorkspaceStore};
 use cloud_sandbox_telemetry::Metrics;
 use http::{
@@ -98,7 +99,8 @@ impl Start<'_> {
         let scheduler = system::scheduler_routes(Arc::clone(&directory), dial("scheduler"));
         let scheduler = services(scheduler, vec![shared_in(&directory)]);
         let upstream = |services: &Services| in_process(services.router.clone());
-        let (sessions, session) = self.sessions(upstream(&scheduler), &directory, &dial("session-manager")).await?;
+        let sessions = self.sessions(upstream(&scheduler), &directory, &workspaces, dial("session-manager")).await?;
+        let session = sessions.routes();
         let session = services(session, vec![shared_in(&directory), kept_in(&sessions), saved_in(&workspaces)]);
         let exec = system::exec_routes(Arc::clone(&directory), dial("exec"), upstream(&session));
         let exec = services(exec, vec![shared_in(&directory)]);
@@ -122,17 +124,16 @@ impl Start<'_> {
         })
     }
 
-    /// The sessions, and their service.
     async fn sessions(
         &self,
         scheduler: Upstream,
         directory: &Arc<dyn Directory>,
-        dial: &Arc<dyn Dial>,
-    ) -> anyhow::Result<(Sessions, Routes)> {
+        workspaces: &Arc<dyn WorkspaceStore>,
+        dial: Arc<dyn Dial>,
+    ) -> anyhow::Result<Sessions> {
         let path = self.data_dir.join(SESSIONS_FILE);
-        let sessions = Sessions::open(self.settings, &path, Arc::clone(directory), Arc::clone(dial)).await?;
-        let routes = sessions.routes(scheduler, Arc::clone(directory), Arc::clone(dial));
-        Ok((sessions, routes))
+        let (workspaces, directory) = (Arc::clone(workspaces), Arc::clone(directory));
+        Sessions::open(self.settings, &path, |store| Parts { store, workspaces, directory, dial, scheduler }).await
     }
 
     async fn gateway_alone(&self) -> anyhow::Result<Server> {
@@ -179,11 +180,15 @@ impl Start<'_> {
         let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
         let dial = |name| system::dial(&self.tokens, name, None);
+        let mut stores = vec![shared_in(&directory)];
         let (sessions, routes) = match self.resolved.mode {
             Mode::Scheduler => (None, system::scheduler_routes(Arc::clone(&directory), dial("scheduler"))),
             Mode::SessionManager => {
                 let scheduler = remote(&settings.scheduler_url)?;
-                let (sessions, routes) = self.sessions(scheduler, &directory, &dial("session-manager")).await?;
+                let workspaces = self.workspaces().await?;
+                let sessions = self.sessions(scheduler, &directory, &workspaces, dial("session-manager")).await?;
+                stores.extend([kept_in(&sessions), saved_in(&workspaces)]);
+                let routes = sessions.routes();
                 (Some(sessions), routes)
             }
             _ => {
@@ -192,8 +197,6 @@ impl Start<'_> {
             }
         };
         self.announce(port.address(), None, None);
-        let mut stores = vec![shared_in(&directory)];
-        stores.extend(sessions.as_ref().map(kept_in));
         let mut server = self.role(port, routes, AuthLayer::new(self.tokens.clone()), stores)?;
         server.sessions = sessions;
         Ok(server)

@@ -91,6 +91,9 @@ const BODY_MIN: u64 = 64 * 1024;
 const BODY_MAX: u64 = 1024 * 1024 * 1024;
 const DRAIN_MAX: u32 = 3600;
 const JOURNAL_RETENTION_MAX: u32 = 30 * 86_400;
+const SESSION_FROZEN_MAX: u32 = 30 * 86_400;
+const CHECKPOINTS_MAX: u32 = 1000;
+const CHECKPOINTS_DAYS_MAX: u32 = 3650;
 const JOURNAL_MIN: u64 = 1024 * 1024;
 const JOURNAL_MAX: u64 = 16 * 1024 * 1024 * 1024 * 1024;
 
@@ -271,6 +274,30 @@ pub static TABLE: &[Row] = &[
         "How much of all executions' output is kept; the oldest goes first",
         |s, text| put(&mut s.journal_total_bytes, values::bytes(text, JOURNAL_MIN, JOURNAL_MAX)),
         |s| Some(s.journal_total_bytes.to_string())
+    ),
+    row!(
+        "session_frozen_seconds",
+        Number,
+        KEEPERS,
+        "How long a session that is paused auto stays frozen before it is checkpointed",
+        |s, text| put(&mut s.session_frozen_seconds, values::whole(text, 0, SESSION_FROZEN_MAX)),
+        |s| Some(s.session_frozen_seconds.to_string())
+    ),
+    row!(
+        "checkpoints_kept",
+        Number,
+        KEEPERS,
+        "How many checkpoints of a session are kept",
+        |s, text| put(&mut s.checkpoints_kept, values::whole(text, 1, CHECKPOINTS_MAX)),
+        |s| Some(s.checkpoints_kept.to_string())
+    ),
+    row!(
+        "checkpoints_kept_days",
+        Number,
+        KEEPERS,
+        "How long checkpoints are kept; the last one of a session always is",
+        |s, text| put(&mut s.checkpoints_kept_days, values::whole(text, 1, CHECKPOINTS_DAYS_MAX)),
+        |s| Some(s.checkpoints_kept_days.to_string())
     ),
     row!(
         "rate_limit_per_second",
