@@ -104,6 +104,7 @@ impl ErrorKind {
 pub mod reason {
     pub const CANCELLED: &str = "CANCELLED";
     pub const CAPACITY: &str = "CAPACITY";
+    pub const CHECKPOINT_DAMAGED: &str = "CHECKPOINT_DAMAGED";
     pub const CONTEXT_LIMIT: &str = "CONTEXT_LIMIT";
     pub const CONTEXT_LOST: &str = "CONTEXT_LOST";
     pub const CONTEXT_NOT_FOUND: &str = "CONTEXT_NOT_FOUND";
