@@ -138,6 +138,7 @@ pub mod reason {
     pub const SESSION_STATE: &str = "SESSION_STATE";
     pub const STDIN_CLOSED: &str = "STDIN_CLOSED";
     pub const STDIN_FULL: &str = "STDIN_FULL";
+    pub const STORE_FULL: &str = "STORE_FULL";
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
     pub const TEMPLATE_NOT_FOUND: &str = "TEMPLATE_NOT_FOUND";
     pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
