@@ -15,7 +15,9 @@
 mod acquire;
 mod agent;
 mod archive;
+mod checkpoints;
 mod claims;
+mod contents;
 mod contexts;
 mod executions;
 mod files;

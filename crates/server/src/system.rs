@@ -17,7 +17,7 @@ use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
 use cloud_sandbox_scheduler::SchedulerService;
 use cloud_sandbox_session::{SessionReconciler, SessionService};
 use cloud_sandbox_storage::{
-    Directory, MemoryDirectory, PostgresSessions, RedisDirectory, SessionStore, SqliteSessions,
+    Directory, FileWorkspaces, MemoryDirectory, PostgresSessions, RedisDirectory, SessionStore, SqliteSessions,
 };
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
@@ -75,7 +75,10 @@ pub async fn node(
     options.journal.execution_bytes = settings.journal_execution_bytes;
     options.journal.total_bytes = settings.journal_total_bytes;
     let id = options.id;
-    let node = Node::start(options, runtime, Arc::clone(&directory)).await.context("failed to start the node")?;
+    let workspaces = FileWorkspaces::open(&options.journal.dir.with_file_name("workspaces")).await;
+    let workspaces = Arc::new(workspaces.context("failed to open the folder of checkpoints")?);
+    let node =
+        Node::start(options, runtime, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
     // the first caller must not hear that there is no node
     let seen = timeout(REPORT_PATIENCE, reported(&*directory, id)).await;
     if seen.is_err() {

@@ -18,6 +18,8 @@ use cloud_sandbox_model::{
 use prost::Message;
 use tokio_util::task::TaskTracker;
 
+use crate::sandbox::Activity;
+
 use super::{
     Execution,
     record::{Head, Owned},
@@ -35,6 +37,8 @@ pub(crate) struct Executions {
     sandbox: SandboxId,
     journal: Journal,
     state: Mutex<State>,
+    /// when the sandbox was last in use
+    pub(crate) activity: Arc<Activity>,
     /// the tasks that drive them
     pub(crate) tasks: TaskTracker,
 }
@@ -96,7 +100,8 @@ pub(super) enum Turn {
 impl Executions {
     /// None yet.
     pub(crate) fn new(sandbox: SandboxId, journal: Journal) -> Arc<Self> {
-        Arc::new(Self { sandbox, journal, state: Mutex::default(), tasks: TaskTracker::new() })
+        let (state, activity, tasks) = Default::default();
+        Arc::new(Self { sandbox, journal, state, activity, tasks })
     }
 
     /// Those that an earlier process left of a sandbox, which is no more.

@@ -29,6 +29,7 @@ impl ContextService {
     /// Does something with a sandbox.
     async fn within<T>(&self, sandbox_id: &str, act: impl AsyncFnOnce(Arc<Sandbox>) -> Result<T>) -> Answer<T> {
         let sandbox = find(&self.node, sandbox_id).map_err(to_status)?;
+        let _in_use = sandbox.activity().begin();
         act(sandbox).await.map(Response::new).map_err(to_status)
     }
 }
