@@ -61,6 +61,8 @@ fn seek(file: &File, position: u64, whence: Whence) -> nix::Result<u64> {
 }
 
 #[cfg(test)]
+// a run is a range, and not what is in it
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use std::os::unix::fs::FileExt;
 

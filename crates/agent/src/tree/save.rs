@@ -69,7 +69,7 @@ struct Saving<'a> {
 /// What is to be sent, in its order.
 enum Waiting {
     Entry(TreeEntry),
-    File(TreeEntry, Content),
+    File(TreeEntry, Box<Content>),
     Lost(LostThing),
 }
 
@@ -195,7 +195,7 @@ impl Saving<'_> {
         let known = Known::new(self.base.take(self.roots, place)?, &runs);
         self.files += 1;
         self.bytes += runs.iter().map(|run| run.end - run.start).sum::<u64>();
-        self.push(Waiting::File(entry, Content { file, stat, runs, known }))
+        self.push(Waiting::File(entry, Box::new(Content { file, stat, runs, known })))
     }
 
     /// The name under which a file was seen already.

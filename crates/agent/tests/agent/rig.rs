@@ -59,6 +59,20 @@ impl Agent {
         Self::connect(process, folder).await
     }
 
+    /// Starts it as the first process of a PID namespace; none where the host forbids that.
+    pub async fn start_as_init() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--pid", "--mount-proc", "--fork", "--kill-child"])
+            .arg(env!("CARGO_BIN_EXE_cloud-sandbox-agent"))
+            .arg("--listen")
+            .arg(folder.path().join("agent.sock"))
+            .stdin(Stdio::null())
+            .spawn()
+            .ok()?;
+        Self::connect(process, folder).await
+    }
+
     /// Starts it as somebody who may nothing that others may not.
     pub async fn start_without_capabilities() -> Self {
         let folder = tempfile::tempdir().unwrap();
