@@ -90,7 +90,10 @@ pub async fn node(
     options.journal.execution_bytes = settings.journal_execution_bytes;
     options.journal.total_bytes = settings.journal_total_bytes;
     let id = options.id;
-    let node = Node::start(options, runtime, Arc::clone(&directory)).await.context("failed to start the node")?;
+    let workspaces = FileWorkspaces::open(&options.journal.dir.with_file_name("workspaces")).await;
+    let workspaces = Arc::new(workspaces.context("failed to open the folder of checkpoints")?);
+    let node =
+        Node::start(options, runtime, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
     // the first caller must not hear that there is no node
     let seen = timeout(REPORT_PATIENCE, reported(&*directory, id)).await;
     if seen.is_err() {

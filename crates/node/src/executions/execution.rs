@@ -35,6 +35,7 @@ use super::{
     controls::{Controls, Driver},
     record::{Head, Tail},
 };
+use crate::sandbox::InUse;
 
 /// How long a reader that does not read may hold up the last event of an execution that has ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -160,6 +161,11 @@ impl Execution {
     /// What it runs, in one line.
     pub(super) fn summary(&self) -> &str {
         &self.head.execution.summary
+    }
+
+    /// Its sandbox is in use for as long as the answer lives; none when the sandbox is forgotten.
+    pub(super) fn in_use(&self) -> Option<InUse> {
+        self.register.upgrade().map(|register| register.activity.begin())
     }
 
     /// It waits for its context; [`Execution::started`] follows. Whoever may be asked for it is told beforehand.
