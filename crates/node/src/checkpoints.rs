@@ -18,12 +18,12 @@ use cloud_sandbox_model::{
 };
 use cloud_sandbox_proto::{
     agent::v1::{ContinueProcessesRequest, ProcessInfo, RestoreTreeResponse, StopProcessesRequest},
-    checkpoint::v1::LostThing,
+    checkpoint::v1::{Contents, LostThing},
     node::v1::{
         CheckpointRef, CheckpointSandboxRequest, CheckpointSandboxResponse, RestoreSandboxRequest,
         RestoreSandboxResponse,
     },
-    v1,
+    v1::{self, ExecutionState},
 };
 use futures::StreamExt;
 use tokio::{
@@ -137,7 +137,12 @@ async fn unless_gone<T>(
     }
 }
 
-async fn save_held(node: &Shared, sandbox: &Sandbox, wanted: &Wanted, gone: &CancellationToken) -> Result<Saved> {
+async fn save_held(
+    node: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    wanted: &Wanted,
+    gone: &CancellationToken,
+) -> Result<Saved> {
     let _permit = permit(node, gone).await?;
     let base = match &wanted.base {
         Some(base) => Some(unless_gone(sandbox, gone, base.open(node)).await?),
@@ -146,7 +151,9 @@ async fn save_held(node: &Shared, sandbox: &Sandbox, wanted: &Wanted, gone: &Can
     // not to be dropped half-way: what was held must be let go
     let paused = sandbox.hold().await?;
     let was_stopped = sandbox.busy() == Some(Busy::Stopped);
-    let saved = unless_gone(sandbox, gone, save(node, sandbox, wanted.id, base)).await;
+    let mut gathered = Contents::default();
+    let saved = unless_gone(sandbox, gone, save(node, sandbox, wanted.id, base, &mut gathered)).await;
+    contents::discard(sandbox, &gathered).await;
     let stay = paused || (wanted.keep_stopped && saved.is_ok()) || (was_stopped && saved.is_err());
     if stay {
         sandbox.set_busy(Some(Busy::Stopped));
@@ -163,13 +170,21 @@ async fn save_held(node: &Shared, sandbox: &Sandbox, wanted: &Wanted, gone: &Can
     saved
 }
 
-async fn save(node: &Shared, sandbox: &Sandbox, id: CheckpointId, base: Option<Arc<Checkpoint>>) -> Result<Saved> {
+async fn save(
+    node: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    id: CheckpointId,
+    base: Option<Arc<Checkpoint>>,
+    gathered: &mut Contents,
+) -> Result<Saved> {
     let lease = sandbox.view().lease.ok_or_else(|| Error::sandbox_not_found(sandbox.id))?;
     // interpreters must run to say what they hold; those of a sandbox that stood still are asked as they go on for it
-    let mut contents = contents::gather(node, sandbox).await;
+    *gathered = contents::gather(node, sandbox).await;
+    let mut contents = gathered.clone();
     sandbox.set_busy(Some(Busy::Checkpoint));
     let stopped = sandbox.agent.client().stop_processes(StopProcessesRequest {}).await;
     let stopped = stopped.map_err(|status| agent_error("stop the sandbox's processes", &status))?;
+    contents::note_executions(sandbox, &mut contents);
     contents.lost.extend(lost(sandbox, &stopped.into_inner().processes));
 
     let roots = roots(node, sandbox)?;
@@ -186,10 +201,14 @@ fn roots(node: &Shared, sandbox: &Sandbox) -> Result<Vec<String>> {
     names.map_err(|name| Error::internal("name the sandbox's folders", format!("{name:?} is no text")))
 }
 
-/// The processes and sockets that a checkpoint does not hold. Interpreters of contexts are not among them.
+/// The processes and sockets that a checkpoint does not hold. Interpreters of contexts and what executions started are not
+/// among them: they are told of by themselves.
 fn lost(sandbox: &Sandbox, processes: &[ProcessInfo]) -> Vec<LostThing> {
-    let interpreters: Vec<_> = sandbox.contexts.list(sandbox.id).iter().map(|context| context.pid).collect();
-    let others = processes.iter().filter(|process| !interpreters.contains(&process.pid));
+    let mut known: Vec<_> = sandbox.contexts.list(sandbox.id).iter().map(|context| context.pid).collect();
+    let executions =
+        sandbox.executions.list(None, usize::MAX, |execution| execution.state() == ExecutionState::Running);
+    known.extend(executions.iter().map(|execution| execution.describe().pid));
+    let others = processes.iter().filter(|process| !known.contains(&process.pid));
     let things = others.flat_map(|ProcessInfo { command, sockets, pid }| {
         let what = if command.is_empty() { format!("process {pid}") } else { command.clone() };
         let reason = "a checkpoint holds no running processes".to_owned();
@@ -263,8 +282,8 @@ pub(crate) async fn restore(node: &Arc<Shared>, request: RestoreSandboxRequest) 
 }
 
 async fn restore_held(
-    node: &Shared,
-    sandbox: &Sandbox,
+    node: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
     wanted: &Reference,
     restart_commands: bool,
     gone: &CancellationToken,
@@ -286,8 +305,7 @@ async fn restore_held(
     sandbox.set_busy(filled.is_err().then_some(Busy::Broken));
     sandbox.let_go(false).await?;
     let filled = filled?;
-    let saved = checkpoint.contents();
-    let restoring = contents::restore(node, sandbox, &saved, restart_commands);
+    let restoring = contents::restore(node, sandbox, checkpoint.contents(), restart_commands);
     let restored = unless_gone(sandbox, gone, async { Ok(restoring.await) }).await?;
     Ok(v1::ResumeManifest {
         checkpoint_id: checkpoint.id().to_string(),

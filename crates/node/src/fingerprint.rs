@@ -18,6 +18,9 @@ pub(crate) fn of_acquire(request: &v1::AcquireSandboxRequest) -> u64 {
 /// Of what is to be run.
 pub(crate) fn of_execute(request: &v1::ExecuteRequest) -> Vec<u8> {
     let mut request = request.clone();
+    // where it is asked changes when a session is resumed; a register is of one place anyway
+    request.sandbox_id.clear();
+    request.session_id.clear();
     let maps = [std::mem::take(&mut request.env)];
     hash(&request, &maps)[..16].to_vec()
 }

@@ -330,6 +330,12 @@ impl Node {
         left.len()
     }
 
+    /// What its tasks share, for tests.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// The census, for tests.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> crate::pool::Counts {

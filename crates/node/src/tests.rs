@@ -5,6 +5,7 @@ mod acquire;
 mod agent;
 mod chaos;
 mod checkpoints;
+mod contents;
 mod contexts;
 mod contexts_bad;
 mod contexts_bench;
