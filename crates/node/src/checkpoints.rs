@@ -23,7 +23,7 @@ use cloud_sandbox_proto::{
         CheckpointRef, CheckpointSandboxRequest, CheckpointSandboxResponse, RestoreSandboxRequest,
         RestoreSandboxResponse,
     },
-    v1,
+    v1::{self, ExecutionState},
 };
 use futures::StreamExt;
 use tokio::{
@@ -151,7 +151,9 @@ async fn save_held(
     // not to be dropped half-way: what was held must be let go
     let paused = sandbox.hold().await?;
     let was_stopped = sandbox.busy() == Some(Busy::Stopped);
-    let saved = unless_gone(sandbox, gone, save(node, sandbox, wanted.id, base)).await;
+    let mut gathered = Contents::default();
+    let saved = unless_gone(sandbox, gone, save(node, sandbox, wanted.id, base, &mut gathered)).await;
+    contents::discard(sandbox, &gathered).await;
     let stay = paused || (wanted.keep_stopped && saved.is_ok()) || (was_stopped && saved.is_err());
     if stay {
         sandbox.set_busy(Some(Busy::Stopped));
@@ -173,22 +175,12 @@ async fn save(
     sandbox: &Arc<Sandbox>,
     id: CheckpointId,
     base: Option<Arc<Checkpoint>>,
-) -> Result<Saved> {
-    // interpreters must run to say what they hold; those of a sandbox that stood still are asked as they go on for it
-    let contents = contents::gather(node, sandbox).await;
-    let saved = save_tree(node, sandbox, id, base, contents.clone()).await;
-    contents::discard(sandbox, &contents).await;
-    saved
-}
-
-async fn save_tree(
-    node: &Shared,
-    sandbox: &Sandbox,
-    id: CheckpointId,
-    base: Option<Arc<Checkpoint>>,
-    mut contents: Contents,
+    gathered: &mut Contents,
 ) -> Result<Saved> {
     let lease = sandbox.view().lease.ok_or_else(|| Error::sandbox_not_found(sandbox.id))?;
+    // interpreters must run to say what they hold; those of a sandbox that stood still are asked as they go on for it
+    *gathered = contents::gather(node, sandbox).await;
+    let mut contents = gathered.clone();
     sandbox.set_busy(Some(Busy::Checkpoint));
     let stopped = sandbox.agent.client().stop_processes(StopProcessesRequest {}).await;
     let stopped = stopped.map_err(|status| agent_error("stop the sandbox's processes", &status))?;
@@ -209,10 +201,14 @@ fn roots(node: &Shared, sandbox: &Sandbox) -> Result<Vec<String>> {
     names.map_err(|name| Error::internal("name the sandbox's folders", format!("{name:?} is no text")))
 }
 
-/// The processes and sockets that a checkpoint does not hold. Interpreters of contexts are not among them.
+/// The processes and sockets that a checkpoint does not hold. Interpreters of contexts and what executions started are not
+/// among them: they are told of by themselves.
 fn lost(sandbox: &Sandbox, processes: &[ProcessInfo]) -> Vec<LostThing> {
-    let interpreters: Vec<_> = sandbox.contexts.list(sandbox.id).iter().map(|context| context.pid).collect();
-    let others = processes.iter().filter(|process| !interpreters.contains(&process.pid));
+    let mut known: Vec<_> = sandbox.contexts.list(sandbox.id).iter().map(|context| context.pid).collect();
+    let executions =
+        sandbox.executions.list(None, usize::MAX, |execution| execution.state() == ExecutionState::Running);
+    known.extend(executions.iter().map(|execution| execution.describe().pid));
+    let others = processes.iter().filter(|process| !known.contains(&process.pid));
     let things = others.flat_map(|ProcessInfo { command, sockets, pid }| {
         let what = if command.is_empty() { format!("process {pid}") } else { command.clone() };
         let reason = "a checkpoint holds no running processes".to_owned();

@@ -88,7 +88,7 @@ impl Start<'_> {
         let runtime = system::runtime(settings, self.run_dir())?;
         let shared = settings.redis_url.is_some();
         let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
-        let node = self.node(address.clone(), runtime.clone(), &directory).await?;
+        let node = self.node(address.clone(), runtime.clone(), &directory, &workspaces).await?;
 
         let of_services = AuthLayer::for_services(self.tokens.clone());
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
@@ -166,7 +166,7 @@ impl Start<'_> {
         let workspaces = self.workspaces().await?;
         let runtime = system::runtime(settings, self.run_dir())?;
         let address = self.advertised(port.address());
-        let node = self.node(address, runtime.clone(), &directory).await?;
+        let node = self.node(address, runtime.clone(), &directory, &workspaces).await?;
         let routes = system::node_routes(&node);
         self.announce(port.address(), None, Some(&runtime));
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
@@ -238,9 +238,10 @@ impl Start<'_> {
         address: String,
         runtime: Arc<LinuxRuntime>,
         directory: &Arc<dyn Directory>,
+        workspaces: &Arc<dyn WorkspaceStore>,
     ) -> anyhow::Result<Node> {
         let journal = self.data_dir.join(JOURNAL_DIR);
-        system::node(self.settings, address, journal, runtime, Arc::clone(directory)).await
+        system::node(self.settings, address, journal, runtime, Arc::clone(directory), Arc::clone(workspaces)).await
     }
 
     /// Where checkpoints lie.

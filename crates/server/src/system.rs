@@ -79,6 +79,7 @@ pub async fn node(
     journal_dir: PathBuf,
     runtime: Arc<dyn Runtime>,
     directory: Arc<dyn Directory>,
+    workspaces: Arc<dyn WorkspaceStore>,
 ) -> anyhow::Result<Node> {
     let mut options = NodeOptions::new(NodeId::generate(), address, journal_dir);
     options.pool_min = settings.pool_min_size as usize;
@@ -90,8 +91,6 @@ pub async fn node(
     options.journal.execution_bytes = settings.journal_execution_bytes;
     options.journal.total_bytes = settings.journal_total_bytes;
     let id = options.id;
-    let workspaces = FileWorkspaces::open(&options.journal.dir.with_file_name("workspaces")).await;
-    let workspaces = Arc::new(workspaces.context("failed to open the folder of checkpoints")?);
     let node =
         Node::start(options, runtime, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
     // the first caller must not hear that there is no node

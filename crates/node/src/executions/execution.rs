@@ -148,6 +148,11 @@ impl Execution {
         Some(execution)
     }
 
+    /// Its sandbox is in use for as long as the answer lives; none when the sandbox is forgotten.
+    pub(super) fn in_use(&self) -> Option<InUse> {
+        self.register.upgrade().map(|register| register.activity.begin())
+    }
+
     /// Keeps what starts it again.
     pub(super) fn keep_request(&self, request: ExecuteRequest) {
         *self.again.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(request));
@@ -161,11 +166,6 @@ impl Execution {
     /// What it runs, in one line.
     pub(super) fn summary(&self) -> &str {
         &self.head.execution.summary
-    }
-
-    /// Its sandbox is in use for as long as the answer lives; none when the sandbox is forgotten.
-    pub(super) fn in_use(&self) -> Option<InUse> {
-        self.register.upgrade().map(|register| register.activity.begin())
     }
 
     /// It waits for its context; [`Execution::started`] follows. Whoever may be asked for it is told beforehand.

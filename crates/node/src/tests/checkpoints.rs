@@ -187,7 +187,7 @@ async fn sandbox_goes_on_elsewhere_as_it_was() {
     let id = bench.acquire().await;
     let printed = bench.run(id, "echo hello | tee a; ln -s a link; mkdir -p deep/er; echo printed").await.unwrap();
     fs::write(bench.path("deep/er/large"), blake(200_000)).unwrap();
-    let sleeper = bench.background(id, "exec sleep 1000").await;
+    let sleeper = bench.background(id, "sleep 2000 & exec sleep 1000").await;
 
     let first = bench.checkpoint(id, None, false).await.unwrap();
     // the root, two files, a link, two folders
@@ -217,8 +217,9 @@ async fn sandbox_goes_on_elsewhere_as_it_was() {
     let manifest = bench.restore(next, second.checkpoint.as_ref().unwrap()).await.unwrap();
     assert_eq!((manifest.files, manifest.bytes), (second.files, second.bytes));
     assert_eq!(manifest.checkpoint_id, second.checkpoint.unwrap().checkpoint_id);
+    assert_eq!(manifest.commands[0].execution_id, sleeper.execution_id);
     let lost: Vec<_> = manifest.lost.iter().map(|lost| (lost.kind.as_str(), lost.what.as_str())).collect();
-    assert!(lost.contains(&("process", "sleep 1000")), "{lost:?}");
+    assert_eq!(lost, [("process", "sleep 2000")]);
     assert_eq!(bench.run(next, "cat a; ls").await.unwrap().stdout, "hello\nmore\na\ndeep\n");
     assert!(fs::read(bench.path("deep/er/large")).unwrap() == blake(200_000));
 
