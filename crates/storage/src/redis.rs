@@ -11,6 +11,7 @@ const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
 const WAITING_MAX: usize = 10_000;
 
 /// What a server means that is not there at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Absence {
     /// it ends the start
     Fails,
@@ -29,7 +30,7 @@ pub(crate) fn client(
         return Err("this build has no TLS for redis; use redis:// inside a trusted network".into());
     }
     let mut config = Config::from_url(url)?;
-    config.fail_fast = matches!(absence, Absence::Fails);
+    config.fail_fast = absence == Absence::Fails;
     let client: Result<Client, Error> = Builder::from_config(config)
         .set_policy(ReconnectPolicy::new_exponential(0, 50, 2_000, 2))
         .with_performance_config(|config| config.default_command_timeout = answer_within)
