@@ -4,6 +4,7 @@
 mod cli;
 mod data_dir;
 mod doctor;
+mod limits;
 mod listener;
 mod operational;
 mod run;

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use cloud_sandbox_auth::{AuthLayer, Role, Tokens};
-use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, RateLimit, Upstreams};
+use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Upstreams};
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
@@ -26,6 +26,7 @@ use tower::ServiceExt;
 
 use crate::{
     data_dir::DataDir,
+    limits,
     listener::Port,
     operational::{self, Services, Store},
     server::Server,
@@ -222,7 +223,8 @@ impl Start<'_> {
         Gateway::new(GatewayOptions {
             tokens: self.tokens.clone(),
             issuer: token::issuer(self.resolved, &self.tokens),
-            rate_limit: RateLimit { per_second: settings.rate_limit_per_second, burst: settings.rate_limit_burst },
+            rate_limit: limits::rate(settings),
+            shared_limits: limits::shared(settings)?,
             max_body_bytes: usize::try_from(settings.max_body_bytes).unwrap_or(usize::MAX),
             max_timeout: CALL_MAX,
             metrics: Arc::new(move || metrics.render()),

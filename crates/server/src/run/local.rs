@@ -12,7 +12,7 @@ use tonic::service::Routes;
 use super::Api;
 use crate::{
     operational::Services,
-    settings::{Settings, s3::S3Settings},
+    settings::{S3Settings, Settings},
     system::{self, DESTROY_PATIENCE},
 };
 
