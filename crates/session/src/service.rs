@@ -127,7 +127,7 @@ impl SessionService {
         let record = self.sessions.find(Principal::of(&request)?, &request.get_ref().session_id).await?;
         let kept = self.sessions.store.checkpoints(record.id).await?;
         let complete = kept.into_iter().rev().filter(|checkpoint| checkpoint.complete);
-        Ok(ListCheckpointsResponse { checkpoints: complete.map(shown_checkpoint).collect() })
+        Ok(ListCheckpointsResponse { checkpoints: complete.map(|checkpoint| shown_checkpoint(&checkpoint)).collect() })
     }
 
     async fn fork(&self, request: Request<ForkSessionRequest>) -> Result<SessionRecord> {
@@ -240,7 +240,7 @@ impl v1::session_service_server::SessionService for SessionService {
         let principal = Principal::of(&request).map_err(to_status)?;
         let saved = self.sessions.save_running(principal, &context, &request.get_ref().session_id).await;
         let (_, checkpoint) = saved.map_err(to_status)?;
-        Ok(Response::new(CreateCheckpointResponse { checkpoint: Some(shown_checkpoint(checkpoint)) }))
+        Ok(Response::new(CreateCheckpointResponse { checkpoint: Some(shown_checkpoint(&checkpoint)) }))
     }
 
     async fn list_checkpoints(

@@ -55,7 +55,7 @@ pub(crate) fn shown(record: SessionRecord) -> v1::Session {
 }
 
 /// A checkpoint as callers see it.
-pub(crate) fn shown_checkpoint(record: CheckpointRecord) -> v1::Checkpoint {
+pub(crate) fn shown_checkpoint(record: &CheckpointRecord) -> v1::Checkpoint {
     v1::Checkpoint {
         checkpoint_id: record.id.to_string(),
         session_id: record.session.to_string(),
