@@ -2,6 +2,7 @@
 //! everything else is done elsewhere.
 
 mod cli;
+mod crash;
 mod data_dir;
 mod doctor;
 mod limits;

@@ -23,7 +23,7 @@ use cloud_sandbox_storage::{
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 
-use crate::settings::Settings;
+use crate::{crash, settings::Settings};
 
 /// How long destroying all sandboxes may take: the kernel needs milliseconds for each.
 pub const DESTROY_PATIENCE: Duration = Duration::from_secs(20);
@@ -184,7 +184,11 @@ impl Sessions {
     ) -> anyhow::Result<Self> {
         let store = session_store(settings, path).await?;
         let (parts, options) = (parts(Arc::clone(&store)), session_options(settings));
-        Ok(Self { store, sessions: cloud_sandbox_session::Sessions::new(parts, options) })
+        let sessions = match crash::probe()? {
+            Some(probe) => cloud_sandbox_session::Sessions::watched(parts, options, probe),
+            None => cloud_sandbox_session::Sessions::new(parts, options),
+        };
+        Ok(Self { store, sessions })
     }
 
     /// `SessionService`.
