@@ -139,7 +139,8 @@ async fn fail_every_write(scenario: Scenario, failing: Failing) {
         if matches!(failing, Failing::Once | Failing::SilentlyOnce) && scenario != Scenario::Delete {
             done.expect(&at);
         }
-        nothing_is_lost(&world, scenario, &at).await;
+        let unnamed = matches!(failing, Failing::ForGood | Failing::SilentlyForGood);
+        nothing_is_lost(&world, scenario, unnamed, &at).await;
         if !met {
             assert!(nth > 0, "{at}: nothing is written");
             return;
