@@ -26,6 +26,7 @@ mod s3_server;
 mod sandboxes;
 mod session_ids;
 mod sessions;
+mod survival;
 mod walk;
 mod wire;
 mod workspaces;

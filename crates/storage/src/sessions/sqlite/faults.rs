@@ -11,14 +11,14 @@ async fn full_disk_is_told_apart_and_damages_nothing() {
     let path = disk.path().join("sessions.db");
     let store = SqliteSessions::open(&path).await.unwrap();
     let kept = record("ada", None);
-    store.insert(&kept).await.unwrap();
+    store.insert(&kept, &Along::default()).await.unwrap();
     let other = disk.fill();
 
     let mut refused = None;
     let large = SessionRecord { failure: "x".repeat(100_000), ..record("bob", None) };
     // what the log has room for from before is taken
     for _ in 0..100 {
-        match store.insert(&SessionRecord { id: SessionId::generate(), ..large.clone() }).await {
+        match store.insert(&SessionRecord { id: SessionId::generate(), ..large.clone() }, &Along::default()).await {
             Ok(_) => {}
             Err(error) => refused = Some(error),
         }
@@ -30,7 +30,7 @@ async fn full_disk_is_told_apart_and_damages_nothing() {
     assert_eq!(store.get(kept.id).await.unwrap().as_ref(), Some(&kept), "what is there can be read");
 
     fs::remove_file(other).unwrap();
-    assert_eq!(store.insert(&record("bob", None)).await.unwrap(), Inserted::New);
+    assert_eq!(store.insert(&record("bob", None), &Along::default()).await.unwrap(), Inserted::New);
     let sound: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&store.pool).await.unwrap();
     assert_eq!(sound, "ok");
     store.close().await;
@@ -54,15 +54,15 @@ async fn write_that_another_process_holds_up_is_given_up_and_works_afterwards() 
     let path = folder.path().join("sessions.db");
     let store = SqliteSessions::open(&path).await.unwrap();
     let (there, waiting) = (record("ada", None), record("bob", None));
-    store.insert(&there).await.unwrap();
+    store.insert(&there, &Along::default()).await.unwrap();
 
     let another = SqliteSessions::open(&path).await.unwrap();
     let mut holder = another.pool.acquire().await.unwrap();
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *holder).await.unwrap();
-    let refused = store.insert(&waiting).await;
+    let refused = store.insert(&waiting, &Along::default()).await;
     assert!(matches!(refused, Err(StorageError::Unavailable { .. })), "{refused:?}");
     assert_eq!(store.get(there.id).await.unwrap(), Some(there), "reads go on");
 
     sqlx::query("ROLLBACK").execute(&mut *holder).await.unwrap();
-    assert_eq!(store.insert(&waiting).await.unwrap(), Inserted::New);
+    assert_eq!(store.insert(&waiting, &Along::default()).await.unwrap(), Inserted::New);
 }

@@ -1,0 +1,442 @@
+//! Sessions that outlive sandboxes, servers and crashes: what was saved is there again, and what was not is said. On local
+//! disk and in S3.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cloud_sandbox_session::steps::Step;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    harness::{Api, Server, cgroups_of, eventually, reason},
+    s3_server::{BUCKET, KEY, KEY_ID, S3Server, left_out},
+};
+
+/// Everything that a tree is: names, kinds, modes, times, content, links, attributes.
+const DIGEST: &str = r#"
+import hashlib, os, stat
+total = hashlib.sha256()
+for root in ("/workspace", "/home/user"):
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files + folders):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            kind = stat.S_IFMT(status.st_mode)
+            parts = [path, oct(status.st_mode), status.st_mtime_ns, status.st_uid]
+            if kind == stat.S_IFREG:
+                parts += [status.st_size, status.st_nlink, open(path, "rb").read()]
+                parts += [(key, os.getxattr(path, key)) for key in sorted(os.listxattr(path))]
+            elif kind == stat.S_IFLNK:
+                parts.append(os.readlink(path))
+            total.update(repr(parts).encode())
+print(total.hexdigest())
+"#;
+
+/// Some work on a tree, other work for each seed.
+const WORK: &str = r#"
+import os, random, sys
+rng = random.Random(int(os.environ["SEED"]))
+os.chdir("/workspace")
+def some():
+    return [os.path.join(f, n) for f, _, names in os.walk(".") for n in names if not os.path.islink(os.path.join(f, n))]
+for _ in range(30):
+    what, there = rng.random(), some()
+    name = "d%d/f%d" % (rng.randrange(5), rng.randrange(40))
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    if what < 0.35 or not there:
+        open(name, "wb").write(rng.randbytes(rng.choice([0, 10, 5000, 300000])))
+    elif what < 0.5:
+        with open(rng.choice(there), "r+b") as file:
+            file.seek(rng.randrange(1 << 18)); file.write(rng.randbytes(1000))
+    elif what < 0.6:
+        os.unlink(rng.choice(there))
+    elif what < 0.7:
+        os.replace(rng.choice(there), name)
+    elif what < 0.78:
+        os.chmod(rng.choice(there), rng.choice([0o600, 0o644, 0o755, 0o400 | 0o200]))
+    elif what < 0.84:
+        target = name + ".link"
+        if not os.path.lexists(target): os.symlink(rng.choice(there), target)
+    elif what < 0.9:
+        target = name + ".hard"
+        if not os.path.lexists(target): os.link(rng.choice(there), target)
+    elif what < 0.95:
+        with open(name, "wb") as file:
+            file.seek(1 << 20); file.write(b"end")
+    else:
+        try: os.setxattr(rng.choice(there), "user.note", rng.randbytes(8))
+        except OSError: pass
+"#;
+
+/// Where checkpoints lie in a test.
+enum Store {
+    Local,
+    S3(Box<S3Server>),
+}
+
+impl Store {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Local => Vec::new(),
+            Self::S3(server) => vec![
+                ("S3_ENDPOINT", server.url()),
+                ("S3_REGION", "us-east-1".into()),
+                ("S3_BUCKET", BUCKET.into()),
+                ("S3_ACCESS_KEY_ID", KEY_ID.into()),
+                ("S3_SECRET_ACCESS_KEY", KEY.into()),
+            ],
+        }
+    }
+
+    /// The folders of checkpoints that are there.
+    fn folder(&self, data: &Path) -> PathBuf {
+        match self {
+            Self::Local => data.join("workspaces"),
+            Self::S3(server) => server.bucket(),
+        }
+    }
+}
+
+async fn start(folder: TempDir, store: &Store, more: &[(&str, &str)]) -> (Server, Api) {
+    let settings = store.settings();
+    let mut all: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    all.extend_from_slice(more);
+    let server = Server::in_folder(folder, &all).await;
+    let api = server.user("ada").await;
+    (server, api)
+}
+
+async fn local() -> (Server, Api) {
+    start(tempfile::tempdir().unwrap(), &Store::Local, &[]).await
+}
+
+async fn create(api: &Api, body: Value) -> String {
+    let (status, session) = api.post("/api/v1/sessions", body).await;
+    assert_eq!((status, &session["state"]), (200, &json!("running")), "{session}");
+    session["session_id"].as_str().unwrap().to_owned()
+}
+
+async fn act(api: &Api, id: &str, what: &str, body: Value) -> Value {
+    let (status, answer) = api.post(&format!("/api/v1/sessions/{id}/{what}"), body).await;
+    assert_eq!(status, 200, "{what}: {answer}");
+    answer
+}
+
+async fn get(api: &Api, id: &str) -> Value {
+    api.get(&format!("/api/v1/sessions/{id}")).await.1
+}
+
+async fn pause(api: &Api, id: &str) -> Value {
+    let paused = act(api, id, "pause", json!({"depth": "checkpointed"})).await;
+    assert_eq!((&paused["state"], &paused["pause_depth"]), (&json!("paused"), &json!("checkpointed")), "{paused}");
+    assert_eq!(paused["sandbox_id"], "");
+    paused
+}
+
+async fn resume(api: &Api, id: &str) -> Value {
+    let resumed = act(api, id, "resume", json!({})).await;
+    assert_eq!(resumed["state"], "running", "{resumed}");
+    resumed["resume_manifest"].clone()
+}
+
+/// Runs something in a session, and gives what it printed.
+async fn run(api: &Api, id: &str, mut what: Value) -> String {
+    what["session_id"] = json!(id);
+    let (status, answer) = api.post("/api/v1/execute", what).await;
+    assert_eq!((status, &answer["exit_code"]), (200, &json!(0)), "{answer}");
+    answer["stdout"].as_str().unwrap().to_owned()
+}
+
+async fn digest(api: &Api, id: &str) -> String {
+    run(api, id, json!({"code": DIGEST})).await
+}
+
+async fn work(api: &Api, id: &str, seed: u64) {
+    run(api, id, json!({"code": WORK, "env": {"SEED": seed.to_string()}})).await;
+}
+
+async fn kinds(api: &Api, id: &str) -> Vec<String> {
+    let events = api.get(&format!("/api/v1/sessions/{id}/events")).await.1;
+    let events = events["events"].as_array().unwrap().clone();
+    events.iter().map(|event| event["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn checkpoint_brings_back_files_variables_and_what_ran() {
+    let (_server, api) = local().await;
+    let id = create(&api, json!({"env": {"COLOUR": "blue"}, "limits": {"memory_bytes": 536870912_u64}})).await;
+    let sandbox = get(&api, &id).await["sandbox_id"].as_str().unwrap().to_owned();
+    work(&api, &id, 1).await;
+    let cell = |code: &str| json!({"code": code, "context_id": "default"});
+    run(&api, &id, cell("import math\nnames = ['a', 'b']; same = names\ndef area(r): return math.pi * r * r")).await;
+    run(&api, &id, cell("opened = open('/workspace/log', 'w')")).await;
+    let request = json!({"request": {"session_id": id, "command": "echo ready; exec sleep 600", "tag": "watcher"}});
+    let started = api.post("/api/v1/executions", request["request"].clone()).await;
+    assert_eq!(started.0, 200, "{}", started.1);
+    run(&api, &id, json!({"command": "setsid sleep 601 >/dev/null 2>&1 &"})).await;
+    let once = json!({"session_id": id, "command": "echo once >> /workspace/once", "request_id": "only-once"});
+    assert_eq!(api.post("/api/v1/execute", once.clone()).await.0, 200);
+    let before = digest(&api, &id).await;
+
+    pause(&api, &id).await;
+    assert_eq!(cgroups_of(&sandbox), Vec::<String>::new(), "its sandbox is freed");
+    let refused = api.post("/api/v1/execute", json!({"session_id": id, "command": "true"})).await;
+    assert_eq!((refused.0, reason(&refused.1)), (400, "SESSION_STATE"), "{}", refused.1);
+
+    let resumed = act(&api, &id, "resume", json!({"restart_commands": true})).await;
+    let manifest = &resumed["resume_manifest"];
+    assert_ne!(resumed["sandbox_id"], json!(sandbox));
+    assert_eq!(digest(&api, &id).await, before);
+    assert_eq!(manifest["depth"], "checkpointed");
+    assert_eq!(manifest["env"], json!(["COLOUR"]));
+    assert_eq!(run(&api, &id, json!({"command": "echo $COLOUR"})).await, "blue\n");
+    let told = run(&api, &id, cell("print(names is same, round(area(1), 2))")).await;
+    assert_eq!(told, "True 3.14\n", "{manifest}");
+    let context = &manifest["contexts"][0];
+    assert_eq!(context["lost"][0]["what"], "opened", "{manifest}");
+    let command = &manifest["commands"][0];
+    assert_eq!((&command["tag"], command["restarted_as"] == ""), (&json!("watcher"), false), "{manifest}");
+    assert!(manifest["lost"].to_string().contains("sleep 601"), "{manifest}");
+
+    let again = api.post("/api/v1/execute", once).await;
+    assert_eq!(reason(&again.1), "RESULT_EXPIRED", "{}", again.1);
+    assert_eq!(run(&api, &id, json!({"command": "cat /workspace/once"})).await, "once\n", "it ran once");
+    assert_eq!(kinds(&api, &id).await, ["created", "checkpointed", "paused", "resumed"]);
+}
+
+#[tokio::test]
+async fn session_resumes_by_itself_when_asked_to() {
+    let (_server, api) = local().await;
+    let id = create(&api, json!({"auto_resume": true})).await;
+    run(&api, &id, json!({"command": "echo here > kept"})).await;
+    for depth in ["frozen", "checkpointed"] {
+        act(&api, &id, "pause", json!({"depth": depth})).await;
+        assert_eq!(run(&api, &id, json!({"command": "cat kept"})).await, "here\n", "{depth}");
+    }
+}
+
+#[tokio::test]
+async fn fork_and_older_checkpoint_are_what_they_were() {
+    let (server, api) = local().await;
+    let id = create(&api, json!({"metadata": {"of": "ada"}})).await;
+    run(&api, &id, json!({"command": "echo one > note"})).await;
+    let first = act(&api, &id, "checkpoints", json!({})).await["checkpoint_id"].clone();
+    assert_eq!(run(&api, &id, json!({"command": "cat note; echo two > note"})).await, "one\n", "it goes on");
+    let fork = act(&api, &id, "fork", json!({"metadata": {"of": "fork"}})).await;
+    assert_eq!((&fork["state"], &fork["forked_from"]), (&json!("running"), &json!(id)), "{fork}");
+    let fork = fork["session_id"].as_str().unwrap();
+    run(&api, fork, json!({"command": "grep -q two note && echo three > note"})).await;
+    assert_eq!(run(&api, &id, json!({"command": "cat note"})).await, "two\n");
+
+    pause(&api, &id).await;
+    let back = act(&api, &id, "resume", json!({"checkpoint_id": first})).await;
+    assert_eq!(run(&api, &id, json!({"command": "cat note"})).await, "one\n");
+    assert_eq!(back["resume_manifest"]["lost"][0]["kind"], "work", "{back}");
+
+    // the fork keeps what it needs of a session that is gone
+    assert_eq!(api.delete(&format!("/api/v1/sessions/{id}")).await.0, 200);
+    pause(&api, fork).await;
+    resume(&api, fork).await;
+    assert_eq!(run(&api, fork, json!({"command": "cat note"})).await, "three\n");
+    assert_eq!(api.delete(&format!("/api/v1/sessions/{fork}")).await.0, 200);
+    let workspaces = server.data_dir.join("workspaces");
+    eventually("nothing is left in the store", || async { folders(&workspaces).is_empty() }).await;
+}
+
+fn folders(store: &Path) -> Vec<String> {
+    let entries = fs::read_dir(store).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name.starts_with("cp")).collect()
+}
+
+#[tokio::test]
+async fn timeouts_pause_or_delete_and_are_explained() {
+    let (_server, api) = local().await;
+    let expiring = create(&api, json!({"timeout_seconds": 2})).await;
+    let idle = create(&api, json!({"idle_timeout_seconds": 2})).await;
+    let deleted = create(&api, json!({"timeout_seconds": 1, "on_timeout": "delete"})).await;
+    run(&api, &expiring, json!({"command": "echo saved > note"})).await;
+    eventually("the timeouts are kept", || async {
+        let states = [get(&api, &expiring).await["state"].clone(), get(&api, &idle).await["state"].clone()];
+        states == ["paused", "paused"] && get(&api, &deleted).await["error"]["code"] == 404
+    })
+    .await;
+    assert!(kinds(&api, &expiring).await.contains(&"timeout".to_owned()));
+    assert!(kinds(&api, &idle).await.contains(&"idle_timeout".to_owned()));
+    let patched = api.request("PATCH", &format!("/api/v1/sessions/{expiring}")).json(&json!({"timeout_seconds": 900}));
+    assert_eq!(patched.send().await.unwrap().status(), 200);
+    resume(&api, &expiring).await;
+    assert_eq!(run(&api, &expiring, json!({"command": "cat note"})).await, "saved\n");
+}
+
+#[tokio::test]
+async fn server_that_stops_saves_its_sessions() {
+    let (mut server, api) = local().await;
+    let (running, frozen) = (create(&api, json!({})).await, create(&api, json!({})).await);
+    for id in [&running, &frozen] {
+        run(&api, id, json!({"command": "echo kept > note"})).await;
+    }
+    act(&api, &frozen, "pause", json!({"depth": "frozen"})).await;
+    server.signal("TERM");
+    assert!(server.wait().success(), "{}", server.log());
+    let (_server, api) = start(server.kill(), &Store::Local, &[]).await;
+    for (id, told) in [(&running, "paused"), (&frozen, "deepened")] {
+        let session = get(&api, id).await;
+        assert_eq!((&session["state"], &session["pause_depth"]), (&json!("paused"), &json!("checkpointed")));
+        assert!(kinds(&api, id).await.contains(&told.to_owned()));
+        resume(&api, id).await;
+        assert_eq!(run(&api, id, json!({"command": "cat note"})).await, "kept\n");
+    }
+}
+
+#[tokio::test]
+async fn damaged_chunk_is_named_and_the_older_checkpoint_offered() {
+    let (server, api) = local().await;
+    let id = create(&api, json!({})).await;
+    run(&api, &id, json!({"command": "echo one > note"})).await;
+    let first = act(&api, &id, "checkpoints", json!({})).await["checkpoint_id"].clone();
+    run(&api, &id, json!({"command": "head -c 300000 /dev/urandom > big"})).await;
+    let last = pause(&api, &id).await["checkpoint_id"].as_str().unwrap().to_owned();
+    let pack = server.data_dir.join("workspaces").join(&last).join("pack-00000");
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+
+    let (status, refused) = api.post(&format!("/api/v1/sessions/{id}/resume"), json!({})).await;
+    assert_eq!((status, reason(&refused)), (500, "CHECKPOINT_DAMAGED"), "{refused}");
+    assert!(refused.to_string().contains("big"), "{refused}");
+    assert_eq!(refused["error"]["details"][0]["metadata"]["older_checkpoint_id"], first, "{refused}");
+    assert_eq!(get(&api, &id).await["state"], "paused");
+    act(&api, &id, "resume", json!({"checkpoint_id": first})).await;
+    assert_eq!(run(&api, &id, json!({"command": "cat note; ls big 2>/dev/null || echo gone"})).await, "one\ngone\n");
+}
+
+#[tokio::test]
+async fn pauses_and_resumes_at_once_agree() {
+    let (_server, api) = local().await;
+    let id = create(&api, json!({})).await;
+    for round in 0..3 {
+        run(&api, &id, json!({"command": format!("echo {round} > note")})).await;
+        let (a, b, c) = tokio::join!(pause(&api, &id), pause(&api, &id), pause(&api, &id));
+        assert_eq!((&a["checkpoint_id"], &b["checkpoint_id"]), (&c["checkpoint_id"], &c["checkpoint_id"]));
+        let _ = tokio::join!(resume(&api, &id), resume(&api, &id), resume(&api, &id));
+        assert_eq!(run(&api, &id, json!({"command": "cat note"})).await, format!("{round}\n"));
+    }
+    let deleting = format!("/api/v1/sessions/{id}");
+    let pausing = format!("{deleting}/pause");
+    let (_, deleted) = tokio::join!(api.post(&pausing, json!({})), api.delete(&deleting));
+    assert_eq!(deleted.0, 200, "{}", deleted.1);
+    assert_eq!(api.get(&deleting).await.0, 404);
+}
+
+/// Random work, pauses and resumes, with the server killed now and then: the tree is always that of a checkpoint.
+async fn survives_cycles(store: Store, cycles: u64) {
+    let (mut server, mut api) = start(tempfile::tempdir().unwrap(), &store, &[]).await;
+    let id = create(&api, json!({"timeout_seconds": 86400})).await;
+    let mut saved: HashMap<String, String> = HashMap::new();
+    for cycle in 0..cycles {
+        work(&api, &id, cycle).await;
+        let now = digest(&api, &id).await;
+        if cycle % 10 == 7 {
+            // killed while it saves, sooner or later
+            let path = format!("/api/v1/sessions/{id}/pause");
+            let pausing = api.post(&path, json!({"depth": "checkpointed"}));
+            let killed = tokio::time::timeout(std::time::Duration::from_millis(5 + cycle * 3 % 60), pausing).await;
+            let folder = server.kill();
+            (server, api) = start(folder, &store, &[]).await;
+            eventually("what was left half-way is settled", || async {
+                matches!(get(&api, &id).await["state"].as_str(), Some("failed" | "paused"))
+            })
+            .await;
+            let session = get(&api, &id).await;
+            let last = session["checkpoint_id"].as_str().unwrap().to_owned();
+            if !saved.contains_key(&last) {
+                // it was saved, and nobody was told
+                saved.insert(last.clone(), now);
+            }
+            let manifest = resume(&api, &id).await;
+            assert_eq!(manifest["checkpoint_id"], json!(last), "{session} {killed:?}");
+            assert_eq!(digest(&api, &id).await, saved[&last], "cycle {cycle}: {session}");
+            continue;
+        }
+        let paused = pause(&api, &id).await;
+        saved.insert(paused["checkpoint_id"].as_str().unwrap().to_owned(), now.clone());
+        resume(&api, &id).await;
+        assert_eq!(digest(&api, &id).await, now, "cycle {cycle}");
+    }
+    let kept = api.get(&format!("/api/v1/sessions/{id}/checkpoints")).await.1["checkpoints"].as_array().unwrap().len();
+    assert_eq!(kept, 5);
+    assert_eq!(api.delete(&format!("/api/v1/sessions/{id}")).await.0, 200);
+    let folder = store.folder(&server.data_dir);
+    eventually("nothing is left in the store", || async { folders(&folder).is_empty() }).await;
+}
+
+#[tokio::test]
+async fn fifty_cycles_keep_the_tree_on_local_disk() {
+    survives_cycles(Store::Local, 50).await;
+}
+
+#[tokio::test]
+async fn fifty_cycles_keep_the_tree_in_s3() {
+    if left_out() {
+        return;
+    }
+    survives_cycles(Store::S3(Box::new(S3Server::start())), 50).await;
+}
+
+/// Everything that takes steps, until the server ends.
+async fn everything(api: &Api) -> Option<()> {
+    async fn call(api: &Api, path: String, body: Value) -> Option<Value> {
+        let answer = api.request("POST", &path).json(&body).send().await.ok()?;
+        answer.json().await.ok()
+    }
+    let created = call(api, "/api/v1/sessions".into(), json!({"request_id": "r"})).await?;
+    let id = created["session_id"].as_str()?.to_owned();
+    let path = |what: &str| format!("/api/v1/sessions/{id}/{what}");
+    call(api, "/api/v1/execute".into(), json!({"session_id": id, "command": "echo kept > note"})).await?;
+    call(api, path("checkpoints"), json!({})).await?;
+    call(api, path("pause"), json!({"depth": "frozen"})).await?;
+    call(api, path("resume"), json!({})).await?;
+    call(api, path("pause"), json!({"depth": "checkpointed"})).await?;
+    call(api, path("resume"), json!({})).await?;
+    let fork = call(api, path("fork"), json!({})).await?;
+    let fork = format!("/api/v1/sessions/{}", fork["session_id"].as_str()?);
+    api.request("DELETE", &fork).send().await.ok()?;
+    Some(())
+}
+
+#[tokio::test]
+async fn server_that_ends_at_any_step_leaves_sessions_that_go_on() {
+    for step in Step::ALL {
+        for moment in ["before", "after"] {
+            let at = format!("{}:{moment}", step.as_str());
+            let folder = tempfile::tempdir().unwrap();
+            let (mut server, api) =
+                start(folder, &Store::Local, &[("CLOUD_SANDBOX_CRASH_AT", &at), ("POOL_MIN_SIZE", "2")]).await;
+            assert_eq!(everything(&api).await, None, "the server does not end at {at}");
+            server.wait();
+            let (server, api) = start(server.kill(), &Store::Local, &[("POOL_MIN_SIZE", "2")]).await;
+            eventually("what was left half-way is settled", || async {
+                let list = api.get("/api/v1/sessions").await.1;
+                let settled = |session: &Value| matches!(session["state"].as_str(), Some("paused" | "failed"));
+                list["sessions"].as_array().unwrap().iter().all(settled)
+            })
+            .await;
+            for session in api.get("/api/v1/sessions").await.1["sessions"].as_array().unwrap() {
+                let id = session["session_id"].as_str().unwrap();
+                if session["checkpoint_id"] != "" {
+                    resume(&api, id).await;
+                    assert_eq!(run(&api, id, json!({"command": "cat note"})).await, "kept\n", "{at}");
+                }
+                assert_eq!(api.delete(&format!("/api/v1/sessions/{id}")).await.0, 200, "{at}");
+            }
+            let store = server.data_dir.join("workspaces");
+            eventually("nothing is left in the store", || async { folders(&store).is_empty() }).await;
+        }
+    }
+}
