@@ -1,0 +1,52 @@
+"""What differs between the two faces: channels, locks, waiting. Its twin is `_sync/_io.py`; all else is one code."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Awaitable
+from typing import Any, Callable, TypeVar, Union
+
+import grpc.aio
+
+from .._settings import Settings
+
+T = TypeVar("T")
+
+Channel = grpc.aio.Channel
+Lock = asyncio.Lock
+Callback = Callable[[T], Union[Awaitable[Any], Any]]
+# what ends a call from outside
+Interrupt = asyncio.CancelledError
+sleep = asyncio.sleep
+
+
+def owner() -> object:
+    """Whom a channel belongs to: a running event loop, in a process."""
+    return (asyncio.get_running_loop(), os.getpid())
+
+
+def open_channel(settings: Settings) -> Channel:
+    """A channel; it connects when it is first used."""
+    if settings.secure:
+        credentials = grpc.ssl_channel_credentials(settings.roots())
+        return grpc.aio.secure_channel(settings.target, credentials, options=settings.options())
+    return grpc.aio.insecure_channel(settings.target, options=settings.options())
+
+
+async def invoke(callback: Callback[T], value: T) -> None:
+    """Calls back; what a coroutine function returns is awaited."""
+    answer = callback(value)
+    if inspect.isawaitable(answer):
+        await answer
+
+
+async def aside(work: Callable[[], T]) -> T:
+    """Does what blocks, without holding up others."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+async def finish(work: Awaitable[Any]) -> None:
+    """Does `work` to its end even though the caller has been cancelled."""
+    await asyncio.shield(asyncio.ensure_future(work))

@@ -1,0 +1,48 @@
+"""What differs between the two faces: channels, locks, waiting. Its twin is `_async/_io.py`; all else is one code."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Callable, TypeVar
+
+import grpc
+
+from .._settings import Settings
+
+T = TypeVar("T")
+
+Channel = grpc.Channel
+Lock = threading.Lock
+Callback = Callable[[T], Any]
+# what ends a call from outside
+Interrupt = KeyboardInterrupt
+sleep = time.sleep
+
+
+def owner() -> object:
+    """Whom a channel belongs to: a process. One that a fork has copied is of no use."""
+    return os.getpid()
+
+
+def open_channel(settings: Settings) -> Channel:
+    """A channel; it connects when it is first used."""
+    if settings.secure:
+        credentials = grpc.ssl_channel_credentials(settings.roots())
+        return grpc.secure_channel(settings.target, credentials, options=settings.options())
+    return grpc.insecure_channel(settings.target, options=settings.options())
+
+
+def invoke(callback: Callback[T], value: T) -> None:
+    """Calls back."""
+    callback(value)
+
+
+def aside(work: Callable[[], T]) -> T:
+    """Does what blocks."""
+    return work()
+
+
+def finish(_: Any) -> None:
+    """Nothing: the work was done when it was called."""
