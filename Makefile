@@ -50,7 +50,7 @@ stop: ## stop what run-all started
 	@deploy/local/stop.sh
 
 .PHONY: test
-test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,vm leaves out parts)
+test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
 	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \

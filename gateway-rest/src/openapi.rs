@@ -279,7 +279,8 @@ mod tests {
     fn shapes_follow_the_contract() {
         let document = document();
         let schemas = &document["components"]["schemas"];
-        assert_eq!(schemas["ExecuteRequest"]["required"], json!(["sandbox_id"]));
+        assert_eq!(schemas["ExecuteRequest"].get("required"), None, "it names a sandbox or a session");
+        assert_eq!(schemas["KeepAliveSandboxRequest"]["required"], json!(["sandbox_id"]));
         assert_eq!(schemas["Sandbox"]["properties"]["create_time"]["format"], "date-time");
         assert_eq!(schemas["Sandbox"]["properties"]["metadata"]["additionalProperties"]["type"], "string");
         assert_eq!(schemas["Role"]["enum"], json!(["unspecified", "user", "admin"]));
@@ -321,7 +322,9 @@ mod tests {
         let archive = &document["paths"]["/api/v1/files/archive"];
         assert_eq!(keys(&archive["get"]["responses"]["200"]["content"]), ["application/x-tar"]);
         assert_eq!(keys(&archive["put"]["requestBody"]["content"]), ["application/x-tar"]);
-        assert_eq!(parameter(&archive["put"], "sandbox_id")["required"], true);
+        for id in ["sandbox_id", "session_id"] {
+            assert_eq!(parameter(&archive["put"], id)["required"], false, "one of the two is given");
+        }
         let terminal = &document["paths"]["/api/v1/executions/{execution_id}/terminal"]["put"];
         assert!(parameter(terminal, "terminal.rows").is_null(), "the body's fields are no parameters");
     }

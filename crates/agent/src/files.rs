@@ -20,7 +20,7 @@ mod read;
 mod search;
 mod service;
 mod times;
-mod walk;
+pub(crate) mod walk;
 mod watch;
 mod write;
 
@@ -34,7 +34,7 @@ use std::{
 use tonic::{Code, Status};
 
 use crate::status;
-pub(crate) use draft::create_folders;
+pub(crate) use draft::{create_folders, of_descriptor};
 pub(crate) use service::Files;
 
 /// PATH_MAX (limits.h), with the NUL that ends it.
@@ -71,13 +71,13 @@ fn parse_raw(path: &str, raw: &[u8]) -> Result<PathBuf, Status> {
 }
 
 /// A path as messages show it.
-fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     path.to_string_lossy().chars().take(SHOWN).collect()
 }
 
 /// Says what went wrong with `operation` on `path`. The sandbox refusing its own user is a matter of its state, not of
 /// the caller's rights.
-fn failed(operation: &str, path: &Path) -> impl Fn(io::Error) -> Status + use<> {
+pub(crate) fn failed(operation: &str, path: &Path) -> impl Fn(io::Error) -> Status + use<> {
     let operation = format!("{operation} {}", shown(path));
     move |error| {
         let status = status::from_io(&operation, &error);

@@ -14,6 +14,7 @@ mod serve;
 mod service;
 mod snapshot;
 mod status;
+mod tree;
 mod worker;
 
 pub use process::Children;

@@ -13,6 +13,8 @@ mod program;
 mod session;
 mod spawn;
 mod staged;
+mod standstill;
+mod stat;
 mod terminal;
 mod user;
 
@@ -32,6 +34,7 @@ pub(crate) use children::keep_reaped;
 use input::Inputs;
 use output::Output;
 use staged::Staged;
+pub(crate) use standstill::Standstill;
 
 /// Events on their way to the stream: one for each of three relays, which hold room while they wait for something to
 /// read, and one to empty an output through; little enough to hold back a process.

@@ -1,22 +1,29 @@
-//! `AgentService`: takes requests apart and hands them to `process` and `snapshot`.
+//! `AgentService`: takes requests apart and hands them to `process`, `snapshot` and `tree`.
 
 use std::{io, sync::Arc};
 
 use cloud_sandbox_proto::agent::v1::{
-    CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, RunRequest, RunResponse,
-    SignalRequest, SignalResponse, TakeSnapshotRequest, TakeSnapshotResponse, agent_service_server::AgentService,
-    run_request::Input,
+    CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, ContinueProcessesRequest,
+    ContinueProcessesResponse, RestoreTreeRequest, RestoreTreeResponse, RunRequest, RunResponse, SaveTreeRequest,
+    SignalRequest, SignalResponse, StopProcessesRequest, StopProcessesResponse, TakeSnapshotRequest,
+    TakeSnapshotResponse, agent_service_server::AgentService, run_request::Input,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{process, process::Children, snapshot::Snapshots};
+use crate::{
+    process,
+    process::{Children, Standstill},
+    snapshot::Snapshots,
+    tree,
+};
 
 /// The service, cheap to clone.
 #[derive(Clone)]
 pub struct Agent {
     children: Arc<Children>,
     snapshots: Arc<Snapshots>,
+    standstill: Arc<Standstill>,
 }
 
 impl Agent {
@@ -30,7 +37,7 @@ impl Agent {
     pub fn new(children: Children) -> io::Result<Self> {
         let children = Arc::new(children);
         process::keep_reaped(&children)?;
-        Ok(Self { children, snapshots: Arc::default() })
+        Ok(Self { children, snapshots: Arc::default(), standstill: Arc::default() })
     }
 }
 
@@ -48,6 +55,7 @@ impl AgentService for Agent {
         let Some(Input::Start(start)) = first else {
             return Err(Status::invalid_argument("the first message of a run must be start"));
         };
+        self.standstill.refuse()?;
         let events = process::run(Arc::clone(&self.children), start, input)?;
         Ok(Response::new(ReceiverStream::new(events)))
     }
@@ -58,6 +66,9 @@ impl AgentService for Agent {
         let leader = leader.ok_or_else(|| Status::invalid_argument(format!("{pid} is no process id")))?;
         if !(0..=libc::SIGRTMAX()).contains(&signal) {
             return Err(Status::invalid_argument(format!("{signal} is no signal")));
+        }
+        if signal == libc::SIGCONT {
+            self.standstill.refuse()?;
         }
         let running = process::signal(&self.children, leader, signal).await;
         Ok(Response::new(SignalResponse { running }))
@@ -77,33 +88,35 @@ impl AgentService for Agent {
         self.snapshots.compare(request.into_inner()).await.map(Response::new)
     }
 
+    type SaveTreeStream = tree::Saved;
+
     async fn stop_processes(
         &self,
-        _: Request<cloud_sandbox_proto::agent::v1::StopProcessesRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::agent::v1::StopProcessesResponse>, Status> {
-        Err(Status::unimplemented("stop_processes"))
+        _: Request<StopProcessesRequest>,
+    ) -> Result<Response<StopProcessesResponse>, Status> {
+        let processes = self.standstill.stop().await?;
+        Ok(Response::new(StopProcessesResponse { processes }))
     }
 
     async fn continue_processes(
         &self,
-        _: Request<cloud_sandbox_proto::agent::v1::ContinueProcessesRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::agent::v1::ContinueProcessesResponse>, Status> {
-        Err(Status::unimplemented("continue_processes"))
+        _: Request<ContinueProcessesRequest>,
+    ) -> Result<Response<ContinueProcessesResponse>, Status> {
+        self.standstill.end().await;
+        Ok(Response::new(ContinueProcessesResponse {}))
     }
-
-    type SaveTreeStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::SaveTreeResponse, Status>>;
 
     async fn save_tree(
         &self,
-        _: Request<Streaming<cloud_sandbox_proto::agent::v1::SaveTreeRequest>>,
+        request: Request<Streaming<SaveTreeRequest>>,
     ) -> Result<Response<Self::SaveTreeStream>, Status> {
-        Err(Status::unimplemented("save_tree"))
+        tree::save(request.into_inner()).await.map(Response::new)
     }
 
     async fn restore_tree(
         &self,
-        _: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
-    ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
-        Err(Status::unimplemented("restore_tree"))
+        request: Request<Streaming<RestoreTreeRequest>>,
+    ) -> Result<Response<RestoreTreeResponse>, Status> {
+        tree::restore(request.into_inner()).await.map(Response::new)
     }
 }

@@ -26,6 +26,7 @@ use tonic::Status;
 
 use crate::{files, status, worker};
 use tree::Tree;
+pub(crate) use walk::order;
 
 /// How many are kept; a node that asks for more has forgotten the first.
 const MAX_KEPT: usize = 64;

@@ -1,10 +1,10 @@
 //! What each message of the three services is about, and what may be made of an answer that got lost.
 
 use cloud_sandbox_auth::{FileAccess, FileGrant};
-use cloud_sandbox_model::{Error, Result};
+use cloud_sandbox_model::{Error, Result, SandboxId, SessionId, error::Violation};
 use cloud_sandbox_proto::v1::{
     AttachExecutionRequest, ChangeModeRequest, CopyFileRequest, CreateContextRequest, DeleteContextRequest,
-    DeleteFileRequest, DownloadArchiveRequest, DownloadFileRequest, ExecAttach, ExecRequest, ExecStart, ExecuteRequest,
+    DeleteFileRequest, DownloadArchiveRequest, DownloadFileRequest, ExecRequest, ExecStart, ExecuteRequest,
     ExecuteStreamRequest, GetContextRequest, GetExecutionRequest, GrepExecutionOutputRequest, InterruptContextRequest,
     ListContextsRequest, ListExecutionsRequest, ListFilesRequest, MakeFolderRequest, MoveFileRequest,
     ReadExecutionOutputRequest, ReadFileRequest, ResizeExecutionTerminalRequest, RestartContextRequest,
@@ -29,13 +29,52 @@ const STDIN_UNKNOWN: Repeat =
     Repeat::Unknown("whether it was written is not known; give an offset to be able to ask again");
 const APPEND_UNKNOWN: Repeat = Repeat::Unknown("whether it was appended is not known; the file's size tells");
 
+/// The two fields by one of which a message says what sandbox it is about.
+pub(crate) struct Ids<'a> {
+    pub(crate) sandbox: &'a mut String,
+    pub(crate) session: &'a mut String,
+}
+
+/// What a message is about, as its caller says it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Sandbox(String),
+    /// the sandbox that this session has now
+    Session(SessionId),
+}
+
+impl Ids<'_> {
+    /// What is meant, when exactly one of the two is given.
+    pub(crate) fn subject(&self) -> Result<Subject> {
+        match (self.sandbox.as_str(), self.session.as_str()) {
+            ("", "") => Err(Error::invalid("sandbox_id", "must be given, or session_id in its place")),
+            (sandbox, "") => Ok(Subject::Sandbox(sandbox.to_owned())),
+            ("", session) => session.parse().map(Subject::Session),
+            _ => {
+                let violation = |field: &str, other: &str| Violation {
+                    field: field.to_owned(),
+                    rule: format!("must be empty when {other} is given"),
+                };
+                let both = [violation("sandbox_id", "session_id"), violation("session_id", "sandbox_id")];
+                Err(Error::invalid_all(both.to_vec()))
+            }
+        }
+    }
+
+    /// Has the message be about `sandbox`, as nodes are told it: they know nothing of sessions.
+    pub(crate) fn set(self, sandbox: SandboxId) {
+        *self.sandbox = sandbox.to_string();
+        self.session.clear();
+    }
+}
+
 /// A message about a sandbox: a request, or the first of several.
-pub(crate) trait About: Send + 'static {
+pub(crate) trait About: Clone + Send + 'static {
     /// What the first of several messages carries.
     const FIRST: &'static str = "request";
 
-    /// The sandbox, as the caller wrote it.
-    fn sandbox_id(&self) -> Result<&str>;
+    /// Where it says what sandbox it is about.
+    fn ids(&mut self) -> Result<Ids<'_>>;
 
     /// What may be done when the answer gets lost.
     fn repeat(&self) -> Repeat {
@@ -53,12 +92,18 @@ pub(crate) trait About: Send + 'static {
     }
 }
 
-/// Messages whose `sandbox_id` is their own, with what may be done when an answer to one gets lost.
+macro_rules! ids {
+    ($message:expr) => {
+        Ids { sandbox: &mut $message.sandbox_id, session: &mut $message.session_id }
+    };
+}
+
+/// Messages whose ids are their own, with what may be done when an answer to one gets lost.
 macro_rules! about {
     ($repeat:ident: $($message:ident,)*) => {$(
         impl About for $message {
-            fn sandbox_id(&self) -> Result<&str> {
-                Ok(&self.sandbox_id)
+            fn ids(&mut self) -> Result<Ids<'_>> {
+                Ok(ids!(self))
             }
 
             fn repeat(&self) -> Repeat {
@@ -83,13 +128,13 @@ fn run(request: &ExecuteRequest) -> Repeat {
     if request.request_id.is_empty() { RUN_UNKNOWN } else { Repeat::Safe }
 }
 
-fn nested<'a>(request: Option<&'a ExecuteRequest>, field: &str) -> Result<&'a str> {
-    request.map(|request| request.sandbox_id.as_str()).ok_or_else(|| Error::invalid(field, "must be given"))
+fn nested<'a>(request: Option<&'a mut ExecuteRequest>, field: &str) -> Result<Ids<'a>> {
+    request.map(|request| ids!(request)).ok_or_else(|| Error::invalid(field, "must be given"))
 }
 
 impl About for ExecuteRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        Ok(&self.sandbox_id)
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        Ok(ids!(self))
     }
 
     fn repeat(&self) -> Repeat {
@@ -102,8 +147,8 @@ impl About for ExecuteRequest {
 }
 
 impl About for ExecuteStreamRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        nested(self.request.as_ref(), "request")
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        nested(self.request.as_mut(), "request")
     }
 
     fn repeat(&self) -> Repeat {
@@ -116,8 +161,8 @@ impl About for ExecuteStreamRequest {
 }
 
 impl About for StartExecutionRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        nested(self.request.as_ref(), "request")
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        nested(self.request.as_mut(), "request")
     }
 
     fn repeat(&self) -> Repeat {
@@ -132,10 +177,10 @@ impl About for StartExecutionRequest {
 impl About for ExecRequest {
     const FIRST: &'static str = "start";
 
-    fn sandbox_id(&self) -> Result<&str> {
-        match &self.input {
-            Some(Input::Start(ExecStart { request, .. })) => nested(request.as_ref(), "start.request"),
-            Some(Input::Attach(ExecAttach { sandbox_id, .. })) => Ok(sandbox_id),
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        match &mut self.input {
+            Some(Input::Start(start)) => nested(start.request.as_mut(), "start.request"),
+            Some(Input::Attach(attach)) => Ok(ids!(attach)),
             _ => Err(not_first::<Self>()),
         }
     }
@@ -153,8 +198,8 @@ impl About for ExecRequest {
 }
 
 impl About for WriteExecutionStdinRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        Ok(&self.sandbox_id)
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        Ok(ids!(self))
     }
 
     fn repeat(&self) -> Repeat {
@@ -163,8 +208,8 @@ impl About for WriteExecutionStdinRequest {
 }
 
 impl About for CreateContextRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        Ok(&self.sandbox_id)
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        Ok(ids!(self))
     }
 
     fn repeat(&self) -> Repeat {
@@ -173,8 +218,8 @@ impl About for CreateContextRequest {
 }
 
 impl About for ReadFileRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        Ok(&self.sandbox_id)
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        Ok(ids!(self))
     }
 
     fn repeat(&self) -> Repeat {
@@ -187,8 +232,8 @@ impl About for ReadFileRequest {
 }
 
 impl About for DownloadFileRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        Ok(&self.sandbox_id)
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        Ok(ids!(self))
     }
 
     fn repeat(&self) -> Repeat {
@@ -201,8 +246,8 @@ impl About for DownloadFileRequest {
 }
 
 impl About for WriteFileRequest {
-    fn sandbox_id(&self) -> Result<&str> {
-        Ok(&self.sandbox_id)
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        Ok(ids!(self))
     }
 
     fn repeat(&self) -> Repeat {
@@ -217,8 +262,11 @@ impl About for WriteFileRequest {
 impl About for UploadFileRequest {
     const FIRST: &'static str = "header";
 
-    fn sandbox_id(&self) -> Result<&str> {
-        upload_header(self).map(|header| header.sandbox_id.as_str()).ok_or_else(not_first::<Self>)
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        match &mut self.part {
+            Some(upload_file_request::Part::Header(header)) => Ok(ids!(header)),
+            _ => Err(not_first::<Self>()),
+        }
     }
 
     fn is_granted(&self, grant: &FileGrant) -> bool {
@@ -237,9 +285,9 @@ fn upload_header(message: &UploadFileRequest) -> Option<&UploadFileHeader> {
 impl About for UploadArchiveRequest {
     const FIRST: &'static str = "header";
 
-    fn sandbox_id(&self) -> Result<&str> {
-        match &self.part {
-            Some(upload_archive_request::Part::Header(header)) => Ok(&header.sandbox_id),
+    fn ids(&mut self) -> Result<Ids<'_>> {
+        match &mut self.part {
+            Some(upload_archive_request::Part::Header(header)) => Ok(ids!(header)),
             _ => Err(not_first::<Self>()),
         }
     }

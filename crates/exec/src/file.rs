@@ -12,7 +12,7 @@ use cloud_sandbox_proto::v1::{
     WatchFilesResponse, WriteFileRequest, WriteFileResponse, WriteFilesRequest, WriteFilesResponse,
     file_service_server::FileServiceServer,
 };
-use cloud_sandbox_rpc::{Dial, upstream::MESSAGE_MAX};
+use cloud_sandbox_rpc::{Dial, Upstream, upstream::MESSAGE_MAX};
 use cloud_sandbox_storage::Directory;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -28,10 +28,11 @@ pub struct FileService {
 }
 
 impl FileService {
-    /// A service that finds sandboxes in `directory` and calls their nodes through `dial`.
+    /// A service that finds sandboxes in `directory`, those of sessions by the session manager `session`, and calls their
+    /// nodes through `dial`.
     #[must_use]
-    pub fn new(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Self {
-        Self { relay: Relay::new(directory, dial) }
+    pub fn new(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>, session: Upstream) -> Self {
+        Self { relay: Relay::new(directory, dial, session) }
     }
 
     /// The gRPC service.

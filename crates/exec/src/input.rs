@@ -2,7 +2,8 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -20,15 +21,112 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a node receives.
 ///
-/// A type of its own: through a plain boxed stream, the compiler cannot see that the futures of generated clients are
-/// `Send` (rust-lang/rust#102211).
-pub(crate) struct Input<Q>(Pin<Box<dyn Stream<Item = Q> + Send>>);
+/// The end of the caller's stream is passed on as an end: what an end means is said by messages (`close_stdin`,
+/// `commit`), because it cannot be told from a cancel. A stream that breaks is told to `broken`, where there is one,
+/// and is an end as well otherwise. When the call is over for another reason, this must end too: HTTP/2 resets a call
+/// only when both its directions are let go, and the node would not learn that nobody listens.
+pub(crate) struct Input<Q> {
+    first: Option<Q>,
+    rest: Rest<Q>,
+    broken: Option<oneshot::Sender<Error>>,
+    /// its sender is dropped with the call
+    ended: oneshot::Receiver<()>,
+    state: Flow,
+}
 
-impl<Q> Stream for Input<Q> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Open,
+    /// the caller's stream broke, and the call itself is being dropped: an end would mean something else
+    Broken,
+    Over,
+}
+
+impl<Q> Input<Q> {
+    /// The caller's messages, beginning with `first`, until the sender of `ended` is dropped.
+    pub(crate) fn new(
+        first: Q,
+        rest: Rest<Q>,
+        broken: Option<oneshot::Sender<Error>>,
+        ended: oneshot::Receiver<()>,
+    ) -> Self {
+        Self { first: Some(first), rest, broken, ended, state: Flow::Open }
+    }
+}
+
+impl<Q: Unpin> Stream for Input<Q> {
     type Item = Q;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Q>> {
-        self.0.as_mut().poll_next(context)
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        if self.state == Flow::Over {
+            return Poll::Ready(None);
+        }
+        if Pin::new(&mut self.ended).poll(context).is_ready() {
+            self.state = Flow::Over;
+            return Poll::Ready(None);
+        }
+        if self.state == Flow::Broken {
+            return Poll::Pending;
+        }
+        match ready!(self.rest.poll_next(context)) {
+            Some(Ok(message)) => Poll::Ready(Some(message)),
+            Some(Err(status)) if let Some(broken) = self.broken.take() => {
+                self.state = Flow::Broken;
+                let _ = broken.send(broke(&status));
+                Poll::Pending
+            }
+            _ => {
+                self.state = Flow::Over;
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+/// What a caller sends after its first message. As long as nobody has read of it, it can be given to another node.
+pub(crate) struct Rest<Q>(Arc<Mutex<Unread<Q>>>);
+
+struct Unread<Q> {
+    /// none when it was taken back, or has ended
+    messages: Option<Streaming<Q>>,
+    is_read: bool,
+}
+
+impl<Q> Clone for Rest<Q> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<Q> Rest<Q> {
+    pub(crate) fn new(messages: Streaming<Q>) -> Self {
+        Self(Arc::new(Mutex::new(Unread { messages: Some(messages), is_read: false })))
+    }
+
+    /// The same for another node, unless this one has read of it. This one reads nothing from now on.
+    pub(crate) fn take_back(&self) -> Option<Self> {
+        let mut unread = self.lock();
+        let messages = unread.messages.take();
+        (!unread.is_read).then(|| Self(Arc::new(Mutex::new(Unread { messages, is_read: false }))))
+    }
+
+    fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<Q, Status>>> {
+        let mut unread = self.lock();
+        let Some(messages) = &mut unread.messages else { return Poll::Ready(None) };
+        let message = ready!(Pin::new(messages).poll_next(context));
+        match &message {
+            Some(_) => unread.is_read = true,
+            // an end is no message, and another node is told it just the same
+            None => unread.messages = None,
+        }
+        Poll::Ready(message)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Unread<Q>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -37,43 +135,6 @@ pub(crate) async fn first<Q: About>(context: &CallContext, stream: &mut Streamin
     let patience = context.remaining().map_or(START_WITHIN, |left| left.min(START_WITHIN));
     let message = tokio::time::timeout(patience, stream.message()).await.map_err(|_| deadline_exceeded())?;
     message.map_err(|status| broke(&status))?.ok_or_else(not_first::<Q>)
-}
-
-/// The caller's messages, beginning with `first`, until the sender of `ended` is dropped.
-///
-/// The end of the caller's stream is passed on as an end: what an end means is said by messages (`close_stdin`,
-/// `commit`), because it cannot be told from a cancel. A stream that breaks is told to `broken`, where there is one,
-/// and is an end as well otherwise. When the call is over for another reason, this must end too: HTTP/2 resets a call
-/// only when both its directions are let go, and the node would not learn that nobody listens.
-pub(crate) fn input<Q: About>(
-    first: Q,
-    mut rest: Streaming<Q>,
-    mut broken: Option<oneshot::Sender<Error>>,
-    mut ended: oneshot::Receiver<()>,
-) -> Input<Q> {
-    Input(Box::pin(async_stream::stream! {
-        yield first;
-        loop {
-            let message = tokio::select! {
-                biased;
-                _ = &mut ended => return,
-                message = rest.message() => message,
-            };
-            match (message, broken) {
-                (Ok(Some(message)), kept) => {
-                    broken = kept;
-                    yield message;
-                }
-                (Err(status), Some(broken)) => {
-                    let _ = broken.send(broke(&status));
-                    // not an end: the call itself is being dropped
-                    let _ = ended.await;
-                    return;
-                }
-                _ => return,
-            }
-        }
-    }))
 }
 
 /// The error of a caller whose stream broke.

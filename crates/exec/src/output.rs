@@ -6,7 +6,6 @@ use std::pin::Pin;
 use cloud_sandbox_model::Error;
 use cloud_sandbox_node_client::deadline_exceeded;
 use cloud_sandbox_rpc::to_status;
-use cloud_sandbox_storage::SandboxEntry;
 use futures::Stream;
 use tokio::{
     sync::oneshot,
@@ -14,7 +13,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use crate::{about::Repeat, measure::Measure, relay::Relay};
+use crate::{about::Repeat, measure::Measure, place::Place, relay::Relay};
 
 /// What a caller receives.
 pub(crate) type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -22,7 +21,7 @@ pub(crate) type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>
 /// Where a stream comes from, and until when it may.
 pub(crate) struct Source {
     pub(crate) relay: Relay,
-    pub(crate) entry: SandboxEntry,
+    pub(crate) place: Place,
     /// when the caller's deadline passes
     pub(crate) deadline: Option<Instant>,
     /// what may be done when it breaks before its first message
@@ -75,7 +74,7 @@ impl Source {
     }
 
     async fn failed(&self, status: &Status) -> Error {
-        self.relay.failed(&self.entry, self.repeat, status).await
+        self.relay.failed(&self.place, self.repeat, status).await
     }
 }
 

@@ -11,7 +11,7 @@ use cloud_sandbox_proto::v1::{
     SignalExecutionRequest, SignalExecutionResponse, StartExecutionRequest, StartExecutionResponse,
     WriteExecutionStdinRequest, WriteExecutionStdinResponse, exec_service_server::ExecServiceServer,
 };
-use cloud_sandbox_rpc::{Dial, upstream::MESSAGE_MAX};
+use cloud_sandbox_rpc::{Dial, Upstream, upstream::MESSAGE_MAX};
 use cloud_sandbox_storage::Directory;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,10 +27,11 @@ pub struct ExecService {
 }
 
 impl ExecService {
-    /// A service that finds sandboxes in `directory` and calls their nodes through `dial`.
+    /// A service that finds sandboxes in `directory`, those of sessions by the session manager `session`, and calls their
+    /// nodes through `dial`.
     #[must_use]
-    pub fn new(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Self {
-        Self { relay: Relay::new(directory, dial) }
+    pub fn new(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>, session: Upstream) -> Self {
+        Self { relay: Relay::new(directory, dial, session) }
     }
 
     /// The gRPC service.

@@ -104,6 +104,8 @@ impl ErrorKind {
 pub mod reason {
     pub const CANCELLED: &str = "CANCELLED";
     pub const CAPACITY: &str = "CAPACITY";
+    pub const CHECKPOINT_DAMAGED: &str = "CHECKPOINT_DAMAGED";
+    pub const CHECKPOINT_NOT_FOUND: &str = "CHECKPOINT_NOT_FOUND";
     pub const CONTEXT_LIMIT: &str = "CONTEXT_LIMIT";
     pub const CONTEXT_LOST: &str = "CONTEXT_LOST";
     pub const CONTEXT_NOT_FOUND: &str = "CONTEXT_NOT_FOUND";
@@ -131,12 +133,14 @@ pub mod reason {
     pub const RESULT_EXPIRED: &str = "RESULT_EXPIRED";
     pub const ROLE_DENIED: &str = "ROLE_DENIED";
     pub const SANDBOX_GONE: &str = "SANDBOX_GONE";
+    pub const SANDBOX_MISSING: &str = "SANDBOX_MISSING";
     pub const SANDBOX_NOT_FOUND: &str = "SANDBOX_NOT_FOUND";
     pub const SANDBOX_PAUSED: &str = "SANDBOX_PAUSED";
     pub const SESSION_NOT_FOUND: &str = "SESSION_NOT_FOUND";
     pub const SESSION_STATE: &str = "SESSION_STATE";
     pub const STDIN_CLOSED: &str = "STDIN_CLOSED";
     pub const STDIN_FULL: &str = "STDIN_FULL";
+    pub const STORE_FULL: &str = "STORE_FULL";
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
     pub const TEMPLATE_NOT_FOUND: &str = "TEMPLATE_NOT_FOUND";
     pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
@@ -144,6 +148,9 @@ pub mod reason {
     pub const TOKEN_MISSING: &str = "TOKEN_MISSING";
     pub const UNSUPPORTED_BY_HOST: &str = "UNSUPPORTED_BY_HOST";
 }
+
+/// The fact of an error that tells whether anything of the call had begun.
+const BEGUN: &str = "begun";
 
 /// One field that broke one rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,6 +229,18 @@ impl Error {
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.metadata.push((key.into(), value.into()));
         self
+    }
+
+    /// The call was refused before anything of it began: it may be made again, in another place for example.
+    #[must_use]
+    pub fn before_it_began(self) -> Self {
+        self.with_metadata(BEGUN, "false")
+    }
+
+    /// Whether this is known of it.
+    #[must_use]
+    pub fn is_before_it_began(&self) -> bool {
+        self.metadata().iter().any(|(key, value)| key == BEGUN && value == "false")
     }
 
     #[must_use]

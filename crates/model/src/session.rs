@@ -4,7 +4,8 @@
 //! creating → running → pausing → paused → resuming → running
 //!    └──────────┴─────────┴────────┴─────────┴── failed ── deleting → (gone)
 //! ```
-//! Every state may go to failed and to deleting; a failed session can only be deleted.
+//! A paused session may go back to pausing, for a deeper pause. Every state may go to failed and to deleting; a failed
+//! session can be deleted, and go to resuming when it has a checkpoint.
 
 /// A step in a session's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,7 +31,8 @@ impl SessionState {
             (Self::Creating, Self::Running)
             | (Self::Running, Self::Pausing)
             | (Self::Pausing, Self::Paused | Self::Running)
-            | (Self::Paused, Self::Resuming)
+            | (Self::Paused | Self::Failed, Self::Resuming)
+            | (Self::Paused, Self::Pausing)
             | (Self::Resuming, Self::Running | Self::Paused) => true,
             (Self::Deleting | Self::Failed, Self::Failed) | (Self::Deleting, Self::Deleting) => false,
             (_, Self::Failed | Self::Deleting) => true,
@@ -72,6 +74,8 @@ mod tests {
             (Pausing, Paused),
             (Pausing, Running),
             (Paused, Resuming),
+            (Paused, Pausing),
+            (Failed, Resuming),
             (Resuming, Running),
             (Resuming, Paused),
         ];

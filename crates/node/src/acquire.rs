@@ -77,6 +77,9 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
     violations.env("env", &request.env);
     violations.metadata("metadata", &request.metadata);
     violations.request_id("request_id", &request.request_id);
+    let mode = request.network.unwrap_or_default().mode;
+    let known = v1::NetworkMode::try_from(mode).is_ok();
+    violations.check(known, "network.mode", "must be none: a sandbox sees nothing of the network but its own loopback");
     let limits = violations.take(limits(options, request.limits)).unwrap_or(options.default_limits);
     violations.finish()?;
     if !request.template.is_empty() && request.template != HOST_TEMPLATE {

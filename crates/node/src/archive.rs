@@ -58,7 +58,7 @@ impl Archived {
 
     /// Why nothing can be done in it any more.
     pub(crate) fn gone_error(&self) -> Error {
-        gone(self.id, &self.owned.cause, &self.owned.cause_text)
+        gone(self.id, &self.owned.cause, &self.owned.cause_text).before_it_began()
     }
 
     /// What the directory has of it, until the last of its executions is past its time.

@@ -114,7 +114,7 @@ impl Place {
     /// The sandbox, if anything can still be done in it.
     pub(crate) fn live(self) -> Result<Arc<Sandbox>> {
         match self {
-            Self::Live(sandbox) if sandbox.view().end.is_some() => Err(sandbox.gone_error()),
+            Self::Live(sandbox) if sandbox.view().end.is_some() => Err(sandbox.gone_error().before_it_began()),
             Self::Live(sandbox) => Ok(sandbox),
             Self::Ended(archived) => Err(archived.gone_error()),
         }

@@ -11,13 +11,17 @@ use sha2::{Digest, Sha256};
 pub(crate) fn of_acquire(request: &v1::AcquireSandboxRequest) -> u64 {
     let mut request = request.clone();
     let maps = [std::mem::take(&mut request.env), std::mem::take(&mut request.metadata)];
+    // a policy that is not given, or has no mode, is `none`
+    let mode = request.network.unwrap_or_default().mode;
+    let is_none = mode == v1::NetworkMode::Unspecified as i32 || mode == v1::NetworkMode::None as i32;
+    request.network = request.network.filter(|_| !is_none);
     let hash = hash(&request, &maps);
     hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// Of what is to be run.
+/// Of what is to be run. Where does not count: a session that was resumed in another sandbox remembers its ids.
 pub(crate) fn of_execute(request: &v1::ExecuteRequest) -> Vec<u8> {
-    let mut request = request.clone();
+    let mut request = v1::ExecuteRequest { sandbox_id: String::new(), ..request.clone() };
     let maps = [std::mem::take(&mut request.env)];
     hash(&request, &maps)[..16].to_vec()
 }
@@ -59,6 +63,23 @@ mod tests {
         assert_ne!(of_execute(&request(&pairs)), of_execute(&other));
         let other = v1::ExecuteRequest { tag: "t".into(), ..request(&pairs) };
         assert_ne!(of_execute(&request(&pairs)), of_execute(&other));
+    }
+
+    #[test]
+    fn sandbox_makes_no_difference_to_what_is_run() {
+        let there = v1::ExecuteRequest { sandbox_id: "sb1".into(), ..request(&[]) };
+        assert_eq!(of_execute(&there), of_execute(&request(&[])));
+    }
+
+    #[test]
+    fn network_that_is_not_given_is_none_and_any_other_counts() {
+        let with = |mode| {
+            let network = Some(v1::NetworkPolicy { mode });
+            of_acquire(&v1::AcquireSandboxRequest { network, ..Default::default() })
+        };
+        let plain = of_acquire(&v1::AcquireSandboxRequest::default());
+        assert_eq!([with(0), with(v1::NetworkMode::None.into())], [plain, plain]);
+        assert_ne!(with(99), plain);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::{
         spec::{Mode, validate_size},
     },
     node::Shared,
-    service::sandbox_id,
+    service::addressed,
     signals,
 };
 
@@ -65,12 +65,12 @@ fn begin(node: &Arc<Shared>, start: ExecStart) -> Result<Caller> {
     }
     // a code context has no input
     request.stdin_open |= request.context_id.is_empty();
-    let place = node.place(sandbox_id(&request.sandbox_id)?)?;
+    let place = node.place(addressed(&request)?)?;
     execute(node, place, request, Mode::Interactive, start.detached)
 }
 
 fn join(node: &Arc<Shared>, attach: &ExecAttach) -> Result<(Caller, Position)> {
-    let place = node.place(sandbox_id(&attach.sandbox_id)?)?;
+    let place = node.place(addressed(attach)?)?;
     let caller = Caller::attached(place.execution(&attach.execution_id)?);
     Ok((caller, Position { stdout: attach.stdout_offset, stderr: attach.stderr_offset }))
 }

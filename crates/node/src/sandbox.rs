@@ -120,7 +120,7 @@ impl Sandbox {
                 let message = format!("sandbox {} is paused; resume it first", self.id);
                 Err(Error::new(ErrorKind::FailedPrecondition, reason::SANDBOX_PAUSED, message))
             }
-            (SandboxState::Terminating, Some(_)) => Err(self.gone(view.end)),
+            (SandboxState::Terminating, Some(_)) => Err(self.gone(view.end).before_it_began()),
             _ => Err(Error::sandbox_not_found(self.id)),
         }
     }

@@ -1,6 +1,7 @@
 //! What a node serves: `NodeService` for the lives of its sandboxes, and for what is done inside them the public
 //! contracts themselves. Here requests are taken apart and handed on; whoever calls has been let in before.
 
+mod addressed;
 mod context;
 mod exec;
 mod file;
@@ -22,6 +23,7 @@ use tracing::{field, instrument};
 
 use crate::{acquire, node::Shared, sandbox::Sandbox};
 
+pub(crate) use addressed::{Addressed, addressed};
 pub use context::ContextService;
 pub use exec::ExecService;
 pub use file::FileService;
@@ -29,13 +31,13 @@ pub use file::FileService;
 type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The sandbox of an id, which the log line of the call then names.
-pub(crate) fn find(node: &Shared, id: &str) -> Result<Arc<Sandbox>> {
-    node.sandbox(sandbox_id(id)?)
+/// The sandbox that a request is about, which the log line of the call then names.
+pub(crate) fn find(node: &Shared, request: &impl Addressed) -> Result<Arc<Sandbox>> {
+    node.sandbox(addressed(request)?)
 }
 
 /// Takes a sandbox's id apart, for the log line of the call too.
-pub(crate) fn sandbox_id(id: &str) -> Result<SandboxId> {
+fn sandbox_id(id: &str) -> Result<SandboxId> {
     let id: SandboxId = id.parse()?;
     tracing::Span::current().record("sandbox_id", field::display(id));
     Ok(id)
@@ -54,7 +56,7 @@ impl NodeService {
     }
 
     fn find(&self, id: &str) -> Result<Arc<Sandbox>> {
-        find(&self.node, id)
+        self.node.sandbox(sandbox_id(id)?)
     }
 
     fn describe(&self, sandbox: &Sandbox) -> Result<v1::Sandbox> {

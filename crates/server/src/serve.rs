@@ -93,11 +93,11 @@ impl Start<'_> {
         let dial = |name| system::dial(&self.tokens, name, Some((&address, own.clone())));
         let scheduler = system::scheduler_routes(Arc::clone(&directory), dial("scheduler"));
         let scheduler = services(scheduler, vec![shared_in(&directory)]);
-        let exec = system::exec_routes(Arc::clone(&directory), dial("exec"));
-        let exec = services(exec, vec![shared_in(&directory)]);
         let upstream = |services: &Services| in_process(services.router.clone());
         let (sessions, session) = self.sessions(upstream(&scheduler), &directory, &dial("session-manager")).await?;
         let session = services(session, vec![shared_in(&directory), kept_in(&sessions)]);
+        let exec = system::exec_routes(Arc::clone(&directory), dial("exec"), upstream(&session));
+        let exec = services(exec, vec![shared_in(&directory)]);
 
         let checks = [("scheduler", &scheduler), ("session-manager", &session), ("exec", &exec)]
             .map(|(name, services)| services.readiness.check(name));
@@ -181,7 +181,10 @@ impl Start<'_> {
                 let (sessions, routes) = self.sessions(scheduler, &directory, &dial("session-manager")).await?;
                 (Some(sessions), routes)
             }
-            _ => (None, system::exec_routes(Arc::clone(&directory), dial("exec"))),
+            _ => {
+                let session = remote(&settings.session_url)?;
+                (None, system::exec_routes(Arc::clone(&directory), dial("exec"), session))
+            }
         };
         self.announce(port.address(), None, None);
         let mut stores = vec![shared_in(&directory)];

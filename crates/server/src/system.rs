@@ -144,11 +144,11 @@ pub fn scheduler_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> R
     Routes::new(SchedulerService::new(directory, dial).grpc())
 }
 
-/// `ExecService`, `ContextService` and `FileService`.
-pub fn exec_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
-    let contexts = ContextService::new(Arc::clone(&directory), Arc::clone(&dial)).grpc();
-    let files = FileService::new(Arc::clone(&directory), Arc::clone(&dial)).grpc();
-    Routes::new(ExecService::new(directory, dial).grpc()).add_service(contexts).add_service(files)
+/// `ExecService`, `ContextService` and `FileService`, which ask `session` where sessions are.
+pub fn exec_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>, session: Upstream) -> Routes {
+    let contexts = ContextService::new(Arc::clone(&directory), Arc::clone(&dial), session.clone()).grpc();
+    let files = FileService::new(Arc::clone(&directory), Arc::clone(&dial), session.clone()).grpc();
+    Routes::new(ExecService::new(directory, dial, session).grpc()).add_service(contexts).add_service(files)
 }
 
 /// What keeps sessions: their store, and what brings those to an end that a crash left half-way.

@@ -1,178 +1,337 @@
-//! Creating: a row first, then the sandbox, then the row again.
+//! Creating and forking: a row first, then the sandbox, then the row again.
 //!
-//! The acquire's own `request_id` is the session's id, so that whoever goes on with a session that was left behind
+//! The acquire's own `request_id` is made of the session's id, so that whoever goes on with a session that was left behind
 //! while creating gets the sandbox of the first try.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::SystemTime};
 
 use cloud_sandbox_auth::Principal;
 use cloud_sandbox_model::{
-    Error, ErrorKind, Result, SandboxId, SessionId, SessionState,
+    CheckpointId, Error, ErrorKind, Result, SessionId, SessionState,
     error::reason,
     input::{TEMPLATE_DEFAULT, Violations},
 };
-use cloud_sandbox_node_client::{missing, within};
-use cloud_sandbox_proto::v1::{AcquireSandboxRequest, CreateSessionRequest, Sandbox};
-use cloud_sandbox_rpc::{CallContext, from_status};
-use cloud_sandbox_storage::{SessionRecord, sessions::Inserted};
+use cloud_sandbox_proto::v1::{CreateSessionRequest, NetworkMode, ResourceLimits};
+use cloud_sandbox_rpc::CallContext;
+use cloud_sandbox_storage::{
+    CheckpointRecord, SessionRecord,
+    sessions::{Inserted, SessionDetails, WantedLimits},
+};
 use sha2::{Digest, Sha256};
-use tonic::Status;
 
 use crate::{
-    life::{Sessions, not_found, now},
-    service::SchedulerClient,
+    bring_up::{Source, is_known},
+    change::{Change, event},
+    due::due,
+    life::{Sessions, no_checkpoint, not_found, now, overtaken},
+    pilot::Pilot,
+    steps::Step,
+    timeouts::{self, TIMEOUT_DEFAULT},
 };
 
-/// The lease of a session's sandbox unless the caller says otherwise (see the contract).
-const LEASE_SECONDS: u32 = 3600;
+/// How long a retry of a create whose outcome nobody knows may take to come.
+const RETRY_WITHIN_MS: i64 = 60_000;
 
-/// One create.
-pub(crate) struct Create<'a> {
-    pub(crate) sessions: &'a Sessions,
-    pub(crate) scheduler: SchedulerClient,
-    pub(crate) principal: &'a Principal,
-    pub(crate) context: &'a CallContext,
-}
-
-impl Create<'_> {
-    pub(crate) async fn run(mut self, request: CreateSessionRequest) -> Result<SessionRecord> {
+impl Sessions {
+    pub(crate) async fn create(
+        &self,
+        who: &Principal,
+        context: &CallContext,
+        request: CreateSessionRequest,
+    ) -> Result<SessionRecord> {
         // what the store keeps is checked here, all else by the node
         let mut violations = Violations::default();
         violations.request_id("request_id", &request.request_id);
         violations.metadata("metadata", &request.metadata);
+        violations.env("env", &request.env);
         violations.template("template", &request.template);
+        let network = request.network.unwrap_or_default();
+        let known = matches!(network.mode(), NetworkMode::None | NetworkMode::Unspecified)
+            && NetworkMode::try_from(network.mode).is_ok();
+        violations.check(known, "network.mode", "must be none: this runtime has no other network");
+        timeouts::check(
+            &mut violations,
+            Some(request.timeout_seconds).filter(|seconds| *seconds != 0),
+            Some(request.idle_timeout_seconds),
+        );
+        let on_timeout = violations.take(timeouts::action(request.on_timeout));
         violations.finish()?;
 
-        let record = self.record(&request);
-        let record = match self.sessions.store.insert(&record).await? {
-            Inserted::New => record,
-            Inserted::Existing(first) if first.request_fingerprint != record.request_fingerprint => {
-                let message = "another request with this request_id made a session before";
-                return Err(Error::new(ErrorKind::AlreadyExists, reason::REQUEST_ID_REUSED, message));
-            }
-            Inserted::Existing(first) if first.state != SessionState::Creating => return Ok(*first),
-            // the first try is under way still, or was left behind: go on with it
-            Inserted::Existing(first) => *first,
+        let template = if request.template.is_empty() { TEMPLATE_DEFAULT } else { &request.template };
+        let details = SessionDetails {
+            env: request.env.clone().into_iter().collect(),
+            limits: request.limits.map(wanted),
+            timeout_seconds: if request.timeout_seconds == 0 { TIMEOUT_DEFAULT } else { request.timeout_seconds },
+            idle_timeout_seconds: request.idle_timeout_seconds,
+            on_timeout: on_timeout.flatten().unwrap_or_default(),
+            auto_resume: request.auto_resume,
+            ..SessionDetails::default()
         };
-        match self.acquire(record.id, request).await {
-            Ok(sandbox) => self.started(record, &sandbox).await,
-            Err(error) => {
-                self.give_up(&record, &error).await;
-                Err(error)
-            }
-        }
+        let fingerprint = fingerprint(&request);
+        let record = self.new_record(who, template, request.metadata, request.request_id, fingerprint, details);
+        self.start(context, record, None).await
     }
 
-    fn record(&self, request: &CreateSessionRequest) -> SessionRecord {
+    /// A new session from `source`, of which it has what makes a sandbox.
+    pub(crate) async fn fork(
+        &self,
+        who: &Principal,
+        context: &CallContext,
+        of: SessionRecord,
+        source: CheckpointRecord,
+        metadata: HashMap<String, String>,
+        request_id: String,
+    ) -> Result<SessionRecord> {
+        let details = SessionDetails {
+            forked_from: Some(of.id),
+            env: of.details.env,
+            limits: of.details.limits,
+            timeout_seconds: of.details.timeout_seconds,
+            idle_timeout_seconds: of.details.idle_timeout_seconds,
+            on_timeout: of.details.on_timeout,
+            auto_resume: of.details.auto_resume,
+            ..SessionDetails::default()
+        };
+        let record = self.new_record(who, &of.template, metadata, request_id, String::new(), details);
+        self.start(context, record, Some(source)).await
+    }
+
+    fn new_record(
+        &self,
+        who: &Principal,
+        template: &str,
+        metadata: HashMap<String, String>,
+        request_id: String,
+        request_fingerprint: String,
+        details: SessionDetails,
+    ) -> SessionRecord {
         let now = now();
-        let template = if request.template.is_empty() { TEMPLATE_DEFAULT } else { &request.template };
         SessionRecord {
             id: SessionId::generate(),
-            tenant: self.principal.tenant.clone(),
-            user: self.principal.user.clone(),
+            tenant: who.tenant.clone(),
+            user: who.user.clone(),
             state: SessionState::Creating,
             sandbox: None,
             template: template.to_owned(),
-            metadata: request.metadata.clone().into_iter().collect(),
+            metadata: metadata.into_iter().collect(),
             failure: String::new(),
-            request_id: (!request.request_id.is_empty()).then(|| request.request_id.clone()),
-            request_fingerprint: fingerprint(request),
+            request_id: (!request_id.is_empty()).then_some(request_id),
+            request_fingerprint,
             created_at: now,
             updated_at: now,
             version: 1,
+            due_at: None,
+            details: SessionDetails { flight: Some(self.flight()), ..details },
         }
     }
 
-    async fn acquire(&mut self, id: SessionId, request: CreateSessionRequest) -> Result<Sandbox> {
-        let wanted = AcquireSandboxRequest {
-            template: request.template,
-            timeout_seconds: if request.timeout_seconds == 0 { LEASE_SECONDS } else { request.timeout_seconds },
-            env: request.env,
-            metadata: request.metadata,
-            limits: request.limits,
-            request_id: id.to_string(),
-            ..Default::default()
-        };
-        let call = self.scheduler.acquire_sandbox(self.context.outbound_as_caller(wanted));
-        let answer = within(self.context, call).await?.map_err(|status| scheduler_failure(&status))?;
-        missing(answer.into_inner().sandbox, "sandbox")
-    }
-
-    /// The session has its sandbox. If it was deleted meanwhile, the sandbox has no owner and goes too.
-    async fn started(&self, record: SessionRecord, sandbox: &Sandbox) -> Result<SessionRecord> {
-        let id: SandboxId =
-            sandbox.sandbox_id.parse().map_err(|error| Error::internal("read the scheduler's answer", error))?;
-        let running = self.sessions.write(&record, |session| {
-            session.state = SessionState::Running;
-            session.sandbox = Some(id);
+    /// Stores the session and brings it up, unless the user's `request_id` has made one.
+    async fn start(
+        &self,
+        context: &CallContext,
+        mut record: SessionRecord,
+        source: Option<CheckpointRecord>,
+    ) -> Result<SessionRecord> {
+        let own = source.as_ref().map(|source| CheckpointRecord {
+            id: CheckpointId::generate(),
+            session: record.id,
+            parent: None,
+            stored_bytes: 0,
+            ..source.clone()
         });
-        if let Some(running) = running.await? {
-            return Ok(running);
+        record.details.checkpoint = own.as_ref().map(|own| own.id);
+        if source.is_some() {
+            record.request_fingerprint = fork_fingerprint(&record);
         }
-        match self.sessions.store.get(record.id).await? {
-            // another call with the same request_id was quicker
-            Some(stored) if stored.sandbox == Some(id) => Ok(stored),
-            _ => {
-                let orphan = SessionRecord { sandbox: Some(id), ..record };
-                self.sessions.release(self.principal, self.context, &orphan).await?;
-                Err(not_found(orphan.id))
+        record.due_at = due(&record, now(), &self.options);
+        let mut first = Change::of(&record);
+        first.next.updated_at = record.updated_at;
+        if let Some(own) = own.clone() {
+            first = first.checkpoint(own);
+        }
+        let pilot = match self.steps.take(Step::Insert, || self.insert(&first)).await? {
+            Inserted::New => Pilot { sessions: self.clone(), record },
+            Inserted::Existing(existing) => {
+                if existing.request_fingerprint != record.request_fingerprint {
+                    let message = "another request with this request_id made a session before";
+                    return Err(Error::new(ErrorKind::AlreadyExists, reason::REQUEST_ID_REUSED, message));
+                }
+                match self.take_over(*existing, context).await? {
+                    Started::Already(record) => return Ok(*record),
+                    Started::Here(pilot) => *pilot,
+                }
             }
+        };
+        if let Some(source) = &source {
+            self.still_there(source, &pilot).await?;
+        }
+        // of an earlier try, the checkpoint is that one's
+        let own = match (own, pilot.record.details.checkpoint) {
+            (Some(own), Some(id)) => Some(CheckpointRecord { id, session: pilot.record.id, ..own }),
+            _ => None,
+        };
+        let source = own.map(|checkpoint| Source { checkpoint, restart_commands: false, lost_work: String::new() });
+        let outbound = context.clone();
+        self.fly(context, pilot.create(outbound, source)).await
+    }
+
+    async fn insert(&self, first: &Change) -> Result<Inserted> {
+        Ok(match self.store.insert(&first.next, &first.along).await? {
+            // written by a try of ours of which nobody told us
+            Inserted::Existing(existing) if existing.id == first.next.id => Inserted::New,
+            inserted => inserted,
+        })
+    }
+
+    /// The checkpoint of the session that is forked could go while nothing needed it yet; now the fork does.
+    async fn still_there(&self, source: &CheckpointRecord, pilot: &Pilot) -> Result<()> {
+        let kept = self.store.checkpoints(source.session).await?;
+        if kept.iter().any(|checkpoint| checkpoint.id == source.id) {
+            return Ok(());
+        }
+        self.store.delete(pilot.record.id, pilot.record.version).await?;
+        Err(no_checkpoint(source.id))
+    }
+
+    /// Goes on with a session that an earlier try has begun, once that one is over.
+    async fn take_over(&self, existing: SessionRecord, context: &CallContext) -> Result<Started> {
+        let mut existing = existing;
+        let mut pause = std::time::Duration::from_millis(2);
+        while existing.state == SessionState::Creating {
+            let over = existing.details.flight.as_ref().is_none_or(|flight| self.is_over(flight, SystemTime::now()));
+            if over {
+                let begun = Pilot::begin(self, &existing, Step::Insert, |change, flight| {
+                    change.with(|session| session.details.flight = Some(flight))
+                });
+                if let Some(pilot) = begun.await? {
+                    return Ok(Started::Here(Box::new(pilot)));
+                }
+            }
+            if context.remaining().is_some_and(|left| left <= pause) {
+                return Err(cloud_sandbox_node_client::deadline_exceeded());
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(std::time::Duration::from_millis(100));
+            existing = self.store.get(existing.id).await?.ok_or_else(|| not_found(existing.id))?;
+        }
+        Ok(Started::Already(Box::new(existing)))
+    }
+}
+
+enum Started {
+    Here(Box<Pilot>),
+    Already(Box<SessionRecord>),
+}
+
+impl Pilot {
+    async fn create(mut self, context: CallContext, source: Option<Source>) -> Result<SessionRecord> {
+        let told = match (&source, self.record.details.forked_from) {
+            (Some(source), Some(of)) => (
+                event::FORKED,
+                format!("forked from session {of}, whose checkpoint lies in {}", source.checkpoint.folder),
+            ),
+            _ => (event::CREATED, "created, and runs".to_owned()),
+        };
+        let done = self.bring_up(&context, source.as_ref(), |change| change.event(told.0, told.1.clone())).await;
+        match done {
+            Ok(()) => Ok(self.record),
+            Err(error) => self.give_up(error).await,
         }
     }
 
     /// Removes the row of a session that got no sandbox. Where a sandbox may have been acquired and a retry can ask for
-    /// it, the row stays for that; nobody else's retry comes within a minute, and then the reconciler fails it.
-    async fn give_up(&self, record: &SessionRecord, error: &Error) {
-        let unsure = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::Internal);
-        if unsure && record.request_id.is_some() {
-            return;
+    /// it, the row stays for that; when none comes, the keeper fails it.
+    async fn give_up(mut self, error: Error) -> Result<SessionRecord> {
+        let stored = self.sessions.store.get(self.record.id).await?.ok_or_else(|| not_found(self.record.id))?;
+        if stored.state != SessionState::Creating {
+            // another call with the same request_id was quicker
+            return if stored.state == SessionState::Running { Ok(stored) } else { Err(error) };
         }
-        if let Err(error) = self.sessions.store.delete(record.id, record.version).await {
-            let error = cloud_sandbox_model::error::chain(&error);
-            tracing::warn!(session_id = %record.id, error, "failed to remove a session that got no sandbox");
+        if error.reason() == overtaken(self.record.id).reason() && error.kind() == ErrorKind::Aborted {
+            return Err(error);
         }
+        if !is_known(&error) && stored.request_id.is_some() {
+            let until_ms = cloud_sandbox_storage::sessions::to_millis(SystemTime::now());
+            let left = Change::of(&stored).with(|session| {
+                if let Some(flight) = &mut session.details.flight {
+                    flight.until_ms = until_ms;
+                }
+            });
+            if let Some(left) = self.sessions.commit(&left).await? {
+                let later = cloud_sandbox_storage::sessions::from_millis(until_ms + RETRY_WITHIN_MS);
+                self.sessions.store.postpone(&left, Some(later)).await?;
+            }
+            return Err(error);
+        }
+        if let Some(sandbox) = stored.details.flight.as_ref().and_then(|flight| flight.sandbox) {
+            let _ = self.sessions.hosts.release(sandbox, false).await;
+        }
+        self.record = stored;
+        self.sessions.store.delete(self.record.id, self.record.version).await?;
+        self.sessions.superfluous.notify_one();
+        Err(error)
     }
 }
 
-/// What the scheduler said, or that it cannot be reached.
-pub(crate) fn scheduler_failure(status: &Status) -> Error {
-    let error = from_status(status);
-    if !error.reason().is_empty() {
-        return error;
+fn wanted(limits: ResourceLimits) -> WantedLimits {
+    WantedLimits {
+        memory_bytes: limits.memory_bytes,
+        cpu_millis: limits.cpu_millis,
+        pids: limits.pids,
+        disk_bytes: limits.disk_bytes,
     }
-    let cause = format!("{:?}: {}", status.code(), status.message());
-    Error::new(ErrorKind::Unavailable, "SCHEDULER_UNREACHABLE", "the scheduler cannot be reached").with_cause(cause)
+}
+
+/// Parts of a request, each with its length before it, so that no two lists of parts look the same.
+#[derive(Default)]
+struct Fingerprint(Sha256);
+
+impl Fingerprint {
+    fn add(&mut self, part: &[u8]) {
+        self.0.update((part.len() as u64).to_be_bytes());
+        self.0.update(part);
+    }
+
+    fn add_map<'a>(&mut self, map: impl IntoIterator<Item = (&'a String, &'a String)>) {
+        let mut entries: Vec<_> = map.into_iter().collect();
+        entries.sort();
+        self.add(&entries.len().to_be_bytes());
+        for (key, value) in entries {
+            self.add(key.as_bytes());
+            self.add(value.as_bytes());
+        }
+    }
+
+    fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// What a request asks for, in a form that tells requests apart and keeps no secret of theirs.
 fn fingerprint(request: &CreateSessionRequest) -> String {
-    let mut digest = Sha256::new();
-    // each part with its length before it, so that no two lists of parts look the same
-    let mut add = |part: &[u8]| {
-        digest.update((part.len() as u64).to_be_bytes());
-        digest.update(part);
-    };
-    add(request.template.as_bytes());
-    add(&request.timeout_seconds.to_be_bytes());
+    let mut digest = Fingerprint::default();
+    digest.add(request.template.as_bytes());
+    digest.add(&request.timeout_seconds.to_be_bytes());
     let limits = request.limits.unwrap_or_default();
-    add(&limits.memory_bytes.to_be_bytes());
-    add(&limits.cpu_millis.to_be_bytes());
-    add(&limits.pids.to_be_bytes());
-    add(&limits.disk_bytes.to_be_bytes());
-    for map in [&request.env, &request.metadata] {
-        add(&map.len().to_be_bytes());
-        for (key, value) in sorted(map) {
-            add(key.as_bytes());
-            add(value.as_bytes());
-        }
-    }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.add(&limits.memory_bytes.to_be_bytes());
+    digest.add(&limits.cpu_millis.to_be_bytes());
+    digest.add(&limits.pids.to_be_bytes());
+    digest.add(&limits.disk_bytes.to_be_bytes());
+    digest.add_map(&request.env);
+    digest.add_map(&request.metadata);
+    digest.add(&request.idle_timeout_seconds.to_be_bytes());
+    digest.add(&request.on_timeout.to_be_bytes());
+    digest.add(&[u8::from(request.auto_resume)]);
+    digest.finish()
 }
 
-fn sorted(map: &HashMap<String, String>) -> Vec<(&String, &String)> {
-    let mut entries: Vec<_> = map.iter().collect();
-    entries.sort();
-    entries
+/// The same for a fork: what is forked, and under which labels.
+fn fork_fingerprint(record: &SessionRecord) -> String {
+    let mut digest = Fingerprint::default();
+    digest.add(b"fork");
+    digest.add(record.details.forked_from.map(|id| id.to_string()).unwrap_or_default().as_bytes());
+    digest.add_map(&record.metadata);
+    digest.finish()
 }
 
 #[cfg(test)]
@@ -190,12 +349,16 @@ mod tests {
         assert_eq!(first, fingerprint(&request(&[("b", "2"), ("a", "1")], &[])));
         let renamed = CreateSessionRequest { request_id: "r".into(), ..request(&[("a", "1"), ("b", "2")], &[]) };
         assert_eq!(first, fingerprint(&renamed));
+        let base = || request(&[("a", "1"), ("b", "2")], &[]);
         let others = [
             request(&[("a", "1")], &[("b", "2")]),
             request(&[("a", "12"), ("b", "")], &[]),
             request(&[], &[("a", "1"), ("b", "2")]),
-            CreateSessionRequest { template: "x".into(), ..request(&[("a", "1"), ("b", "2")], &[]) },
-            CreateSessionRequest { timeout_seconds: 1, ..request(&[("a", "1"), ("b", "2")], &[]) },
+            CreateSessionRequest { template: "x".into(), ..base() },
+            CreateSessionRequest { timeout_seconds: 1, ..base() },
+            CreateSessionRequest { idle_timeout_seconds: 1, ..base() },
+            CreateSessionRequest { on_timeout: 2, ..base() },
+            CreateSessionRequest { auto_resume: true, ..base() },
         ];
         for other in others {
             assert_ne!(first, fingerprint(&other), "{other:?}");

@@ -1,54 +1,45 @@
-//! SessionService.
-
-use std::sync::Arc;
+//! SessionService: takes requests apart and hands them on.
 
 use cloud_sandbox_auth::{Principal, Role};
 use cloud_sandbox_model::{
-    Error, ErrorKind, Result, SessionState,
-    input::{page_size, parse_labels},
+    CheckpointId, Result, SessionState,
+    input::{Violations, page_size, parse_labels},
 };
-use cloud_sandbox_node_client::{Nodes, within};
 use cloud_sandbox_proto::v1::{
-    self, CreateSessionRequest, CreateSessionResponse, DeleteSessionRequest, DeleteSessionResponse, GetSandboxRequest,
-    GetSessionRequest, GetSessionResponse, ListSessionsRequest, ListSessionsResponse, PauseDepth, PauseSessionRequest,
-    PauseSessionResponse, ResumeSessionRequest, ResumeSessionResponse, Session,
-    scheduler_service_client::SchedulerServiceClient, session_service_server::SessionServiceServer,
+    self, CreateCheckpointRequest, CreateCheckpointResponse, CreateSessionRequest, CreateSessionResponse,
+    DeleteSessionRequest, DeleteSessionResponse, ForkSessionRequest, ForkSessionResponse, GetSessionRequest,
+    GetSessionResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListSessionEventsRequest,
+    ListSessionEventsResponse, ListSessionsRequest, ListSessionsResponse, PauseSessionRequest, PauseSessionResponse,
+    ResumeSessionRequest, ResumeSessionResponse, Session, UpdateSessionRequest, UpdateSessionResponse,
+    session_service_server::SessionServiceServer,
 };
-use cloud_sandbox_rpc::{CallContext, Dial, Upstream, to_status, upstream::MESSAGE_MAX};
-use cloud_sandbox_storage::{Directory, SessionFilter, SessionRecord, SessionStore, page};
+use cloud_sandbox_rpc::{CallContext, to_status, upstream::MESSAGE_MAX};
+use cloud_sandbox_storage::{SessionFilter, SessionRecord, page};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    create::{Create, scheduler_failure},
-    life::{SANDBOX_ENDED, Sessions, shown, state_filter},
+    change::event,
+    hosts::is_gone,
+    life::{SANDBOX_ENDED, Sessions, wrong_state},
+    resume::Wanted,
+    timeouts,
+    wire::{depth, newest_first, shown, shown_checkpoint, shown_event, state_filter},
 };
 
 const PAGE_DEFAULT: u32 = 100;
 const PAGE_MAX: u32 = 1000;
 
-pub(crate) type SchedulerClient = SchedulerServiceClient<Upstream>;
-
 /// Keeps users' work over time.
 #[derive(Clone)]
 pub struct SessionService {
     sessions: Sessions,
-    scheduler: SchedulerClient,
 }
 
 impl SessionService {
-    /// A service that keeps sessions in `store`, acquires sandboxes from `scheduler` in the caller's name, and freezes,
-    /// thaws and releases them at their nodes, found in `directory` and called through `dial`.
+    /// The service of `sessions`.
     #[must_use]
-    pub fn new(
-        store: Arc<dyn SessionStore>,
-        scheduler: Upstream,
-        directory: Arc<dyn Directory>,
-        dial: Arc<dyn Dial>,
-    ) -> Self {
-        let scheduler = SchedulerClient::new(scheduler)
-            .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(MESSAGE_MAX);
-        Self { sessions: Sessions { store, nodes: Nodes::new(directory, dial) }, scheduler }
+    pub fn new(sessions: Sessions) -> Self {
+        Self { sessions }
     }
 
     /// The gRPC service.
@@ -57,35 +48,18 @@ impl SessionService {
         SessionServiceServer::new(self).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
     }
 
-    async fn create(&self, request: Request<CreateSessionRequest>) -> Result<SessionRecord> {
-        let context = CallContext::of(&request);
-        let principal = Principal::of(&request)?.clone();
-        let create = Create {
-            sessions: &self.sessions,
-            scheduler: self.scheduler.clone(),
-            principal: &principal,
-            context: &context,
-        };
-        create.run(request.into_inner()).await
-    }
-
     async fn get(&self, request: Request<GetSessionRequest>) -> Result<SessionRecord> {
-        let context = CallContext::of(&request);
         let record = self.sessions.find(Principal::of(&request)?, &request.get_ref().session_id).await?;
-        self.refreshed(&context, record).await
+        self.refreshed(record).await
     }
 
-    /// The session, failed if its sandbox is gone. A scheduler or node that cannot be asked leaves it as it is.
-    async fn refreshed(&self, context: &CallContext, record: SessionRecord) -> Result<SessionRecord> {
+    /// The session, failed if its sandbox is gone. A node that cannot be asked leaves it as it is.
+    async fn refreshed(&self, record: SessionRecord) -> Result<SessionRecord> {
         let (SessionState::Running | SessionState::Paused, Some(sandbox)) = (record.state, record.sandbox) else {
             return Ok(record);
         };
-        let mut scheduler = self.scheduler.clone();
-        let request = context.outbound_as_caller(GetSandboxRequest { sandbox_id: sandbox.to_string() });
-        match within(context, scheduler.get_sandbox(request)).await? {
-            Err(status) if scheduler_failure(&status).kind() == ErrorKind::NotFound => {
-                self.sessions.fail(record, SANDBOX_ENDED).await
-            }
+        match self.sessions.hosts.look(sandbox, record.details.node).await {
+            Err(error) if is_gone(&error) => self.sessions.fail(record, SANDBOX_ENDED).await,
             _ => Ok(record),
         }
     }
@@ -99,31 +73,96 @@ impl SessionService {
             tenant: Some(principal.tenant.clone()),
             user: (principal.role == Role::User).then(|| principal.user.clone()),
             states: state_filter(wanted.state)?.into_iter().collect(),
-            idle_since: None,
+            due_by: None,
             metadata: parse_labels("metadata", &wanted.metadata)?,
+            newest_first: newest_first(wanted.order_by)?,
         };
         let mut found = self.sessions.store.list(&filter, after, size + 1).await?;
         let next_page_token = page::cut(&mut found, size, |record| record.id);
         Ok(ListSessionsResponse { sessions: found.into_iter().map(shown).collect(), next_page_token })
     }
 
-    async fn pause(&self, request: Request<PauseSessionRequest>) -> Result<SessionRecord> {
-        let context = CallContext::of(&request);
-        let PauseSessionRequest { session_id, depth } = request.get_ref();
-        PauseDepth::try_from(*depth).map_err(|_| Error::invalid("depth", "must be a known depth"))?;
-        self.sessions.pause(Principal::of(&request)?, &context, session_id).await
+    async fn update(&self, request: Request<UpdateSessionRequest>) -> Result<SessionRecord> {
+        let record = self.sessions.find(Principal::of(&request)?, &request.get_ref().session_id).await?;
+        let wanted = request.into_inner();
+        let mut violations = Violations::default();
+        timeouts::check(&mut violations, wanted.timeout_seconds, wanted.idle_timeout_seconds);
+        let on_timeout = violations.take(timeouts::action(wanted.on_timeout)).flatten();
+        violations.finish()?;
+        self.sessions
+            .apply(record, |change| {
+                if change.next.state == SessionState::Deleting {
+                    return Err(wrong_state(&change.next, "updated"));
+                }
+                let mut metadata = change.next.metadata.clone();
+                metadata.extend(wanted.metadata.clone());
+                for key in &wanted.remove_metadata {
+                    metadata.remove(key);
+                }
+                let mut violations = Violations::default();
+                violations.metadata("metadata", &metadata);
+                violations.finish()?;
+                let change = change.with(|session| {
+                    session.metadata = metadata;
+                    let details = &mut session.details;
+                    details.timeout_seconds = wanted.timeout_seconds.unwrap_or(details.timeout_seconds);
+                    details.idle_timeout_seconds = wanted.idle_timeout_seconds.unwrap_or(details.idle_timeout_seconds);
+                    details.on_timeout = on_timeout.unwrap_or(details.on_timeout);
+                    details.auto_resume = wanted.auto_resume.unwrap_or(details.auto_resume);
+                });
+                Ok(change.event(event::UPDATED, "labels or timeouts were changed"))
+            })
+            .await
     }
 
     async fn resume(&self, request: Request<ResumeSessionRequest>) -> Result<SessionRecord> {
         let context = CallContext::of(&request);
-        self.sessions.resume(Principal::of(&request)?, &context, &request.get_ref().session_id).await
+        let wanted = request.get_ref();
+        let checkpoint = checkpoint_id(&wanted.checkpoint_id)?;
+        let how = Wanted { checkpoint, restart_commands: wanted.restart_commands };
+        self.sessions.resume(Principal::of(&request)?, &context, &wanted.session_id, how).await
     }
 
-    async fn delete(&self, request: Request<DeleteSessionRequest>) -> Result<DeleteSessionResponse> {
-        let context = CallContext::of(&request);
-        self.sessions.delete(Principal::of(&request)?, &context, &request.get_ref().session_id).await?;
-        Ok(DeleteSessionResponse { session_id: request.into_inner().session_id, deleted: true })
+    async fn checkpoints(&self, request: Request<ListCheckpointsRequest>) -> Result<ListCheckpointsResponse> {
+        let record = self.sessions.find(Principal::of(&request)?, &request.get_ref().session_id).await?;
+        let kept = self.sessions.store.checkpoints(record.id).await?;
+        let complete = kept.into_iter().rev().filter(|checkpoint| checkpoint.complete);
+        Ok(ListCheckpointsResponse { checkpoints: complete.map(|kept| shown_checkpoint(&kept)).collect() })
     }
+
+    async fn fork(&self, request: Request<ForkSessionRequest>) -> Result<SessionRecord> {
+        let context = CallContext::of(&request);
+        let principal = Principal::of(&request)?.clone();
+        let wanted = request.into_inner();
+        let mut violations = Violations::default();
+        violations.request_id("request_id", &wanted.request_id);
+        violations.metadata("metadata", &wanted.metadata);
+        violations.finish()?;
+        let given = checkpoint_id(&wanted.checkpoint_id)?;
+        let record = self.sessions.find_settled(&principal, &context, &wanted.session_id).await?;
+        let source = match (given, record.details.checkpoint) {
+            (Some(given), _) => self.sessions.checkpoint(record.id, given).await?,
+            (None, _) if record.state == SessionState::Running => {
+                self.sessions.save_running(&principal, &context, &wanted.session_id).await?.1
+            }
+            (None, Some(last)) => self.sessions.checkpoint(record.id, last).await?,
+            (None, None) => return Err(wrong_state(&record, "forked: it has no checkpoint")),
+        };
+        self.sessions.fork(&principal, &context, record, source, wanted.metadata, wanted.request_id).await
+    }
+
+    async fn events(&self, request: Request<ListSessionEventsRequest>) -> Result<ListSessionEventsResponse> {
+        let record = self.sessions.find(Principal::of(&request)?, &request.get_ref().session_id).await?;
+        let wanted = request.get_ref();
+        let size = page_size(wanted.page_size, PAGE_DEFAULT, PAGE_MAX)?;
+        let after = i64::try_from(wanted.after_sequence).unwrap_or(i64::MAX);
+        let events = self.sessions.store.events(record.id, after, size).await?;
+        Ok(ListSessionEventsResponse { events: events.into_iter().map(shown_event).collect() })
+    }
+}
+
+fn checkpoint_id(text: &str) -> Result<Option<CheckpointId>> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
 /// A session as the answer of a method.
@@ -140,7 +179,10 @@ impl v1::session_service_server::SessionService for SessionService {
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
-        answered(self.create(request).await, |session| CreateSessionResponse { session })
+        let context = CallContext::of(&request);
+        let principal = Principal::of(&request).map_err(to_status)?.clone();
+        let created = self.sessions.create(&principal, &context, request.into_inner()).await;
+        answered(created, |session| CreateSessionResponse { session })
     }
 
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<GetSessionResponse>, Status> {
@@ -154,11 +196,22 @@ impl v1::session_service_server::SessionService for SessionService {
         self.list(request).await.map(Response::new).map_err(to_status)
     }
 
+    async fn update_session(
+        &self,
+        request: Request<UpdateSessionRequest>,
+    ) -> Result<Response<UpdateSessionResponse>, Status> {
+        answered(self.update(request).await, |session| UpdateSessionResponse { session })
+    }
+
     async fn pause_session(
         &self,
         request: Request<PauseSessionRequest>,
     ) -> Result<Response<PauseSessionResponse>, Status> {
-        answered(self.pause(request).await, |session| PauseSessionResponse { session })
+        let context = CallContext::of(&request);
+        let wanted = depth(request.get_ref().depth).map_err(to_status)?;
+        let principal = Principal::of(&request).map_err(to_status)?;
+        let paused = self.sessions.pause(principal, &context, &request.get_ref().session_id, wanted).await;
+        answered(paused, |session| PauseSessionResponse { session })
     }
 
     async fn resume_session(
@@ -172,41 +225,42 @@ impl v1::session_service_server::SessionService for SessionService {
         &self,
         request: Request<DeleteSessionRequest>,
     ) -> Result<Response<DeleteSessionResponse>, Status> {
-        self.delete(request).await.map(Response::new).map_err(to_status)
-    }
-
-    async fn update_session(
-        &self,
-        _: Request<cloud_sandbox_proto::v1::UpdateSessionRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::UpdateSessionResponse>, Status> {
-        Err(Status::unimplemented("update_session"))
+        let context = CallContext::of(&request);
+        let principal = Principal::of(&request).map_err(to_status)?;
+        let deleted = self.sessions.delete(principal, &context, &request.get_ref().session_id).await;
+        deleted.map_err(to_status)?;
+        Ok(Response::new(DeleteSessionResponse { session_id: request.into_inner().session_id, deleted: true }))
     }
 
     async fn create_checkpoint(
         &self,
-        _: Request<cloud_sandbox_proto::v1::CreateCheckpointRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::CreateCheckpointResponse>, Status> {
-        Err(Status::unimplemented("create_checkpoint"))
+        request: Request<CreateCheckpointRequest>,
+    ) -> Result<Response<CreateCheckpointResponse>, Status> {
+        let context = CallContext::of(&request);
+        let principal = Principal::of(&request).map_err(to_status)?;
+        let saved = self.sessions.save_running(principal, &context, &request.get_ref().session_id).await;
+        let (_, checkpoint) = saved.map_err(to_status)?;
+        Ok(Response::new(CreateCheckpointResponse { checkpoint: Some(shown_checkpoint(&checkpoint)) }))
     }
 
     async fn list_checkpoints(
         &self,
-        _: Request<cloud_sandbox_proto::v1::ListCheckpointsRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::ListCheckpointsResponse>, Status> {
-        Err(Status::unimplemented("list_checkpoints"))
+        request: Request<ListCheckpointsRequest>,
+    ) -> Result<Response<ListCheckpointsResponse>, Status> {
+        self.checkpoints(request).await.map(Response::new).map_err(to_status)
     }
 
     async fn fork_session(
         &self,
-        _: Request<cloud_sandbox_proto::v1::ForkSessionRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::ForkSessionResponse>, Status> {
-        Err(Status::unimplemented("fork_session"))
+        request: Request<ForkSessionRequest>,
+    ) -> Result<Response<ForkSessionResponse>, Status> {
+        answered(self.fork(request).await, |session| ForkSessionResponse { session })
     }
 
     async fn list_session_events(
         &self,
-        _: Request<cloud_sandbox_proto::v1::ListSessionEventsRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::ListSessionEventsResponse>, Status> {
-        Err(Status::unimplemented("list_session_events"))
+        request: Request<ListSessionEventsRequest>,
+    ) -> Result<Response<ListSessionEventsResponse>, Status> {
+        self.events(request).await.map(Response::new).map_err(to_status)
     }
 }

@@ -7,15 +7,15 @@ use cloud_sandbox_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::node::{SimNode, service};
+use crate::node::{SimNode, only, service};
 
 service! {
     ContextService;
-    hosted "CreateContext" create_context(CreateContextRequest) -> CreateContextResponse;
-    hosted "ListContexts" list_contexts(ListContextsRequest) -> ListContextsResponse;
-    hosted "GetContext" get_context(GetContextRequest) -> GetContextResponse;
-    hosted "RestartContext" restart_context(RestartContextRequest) -> RestartContextResponse;
-    hosted "InterruptContext" interrupt_context(InterruptContextRequest) -> InterruptContextResponse;
-    hosted "DeleteContext" delete_context(DeleteContextRequest) -> DeleteContextResponse;
+    usable "CreateContext" create_context(CreateContextRequest) -> CreateContextResponse;
+    usable "ListContexts" list_contexts(ListContextsRequest) -> ListContextsResponse;
+    usable "GetContext" get_context(GetContextRequest) -> GetContextResponse;
+    usable "RestartContext" restart_context(RestartContextRequest) -> RestartContextResponse;
+    usable "InterruptContext" interrupt_context(InterruptContextRequest) -> InterruptContextResponse;
+    usable "DeleteContext" delete_context(DeleteContextRequest) -> DeleteContextResponse;
     {}
 }

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     FOREVER,
-    node::{Events, SimNode, service, wanted},
+    node::{Events, SimNode, only, service, wanted},
 };
 
 const EXECUTION: &str = "ex1";
@@ -50,11 +50,19 @@ fn output(code: String) -> impl Stream<Item = Event> + Send {
     }
 }
 
-fn echo(node: SimNode, mut input: Streaming<ExecRequest>) -> impl Stream<Item = Result<ExecResponse, Status>> + Send {
+fn echo(
+    node: SimNode,
+    first: Input,
+    mut input: Streaming<ExecRequest>,
+) -> impl Stream<Item = Result<ExecResponse, Status>> + Send {
     async_stream::stream! {
+        let mut first = Some(first);
         loop {
-            let message = input.message().await;
-            let Ok(Some(ExecRequest { input: Some(message) })) = message else {
+            let message = match first.take() {
+                Some(first) => Some(first),
+                None => input.message().await.ok().flatten().and_then(|message| message.input),
+            };
+            let Some(message) = message else {
                 // neither an end nor a cancel says that standard input is closed
                 node.state().input.push("end".into());
                 std::future::pending::<()>().await;
@@ -91,16 +99,16 @@ service! {
         read_execution_output(ReadExecutionOutputRequest) -> ReadExecutionOutputResponse;
     readable "GrepExecutionOutput"
         grep_execution_output(GrepExecutionOutputRequest) -> GrepExecutionOutputResponse;
-    hosted "WriteExecutionStdin"
+    usable "WriteExecutionStdin"
         write_execution_stdin(WriteExecutionStdinRequest) -> WriteExecutionStdinResponse;
-    hosted "SignalExecution" signal_execution(SignalExecutionRequest) -> SignalExecutionResponse;
-    hosted "ResizeExecutionTerminal"
+    usable "SignalExecution" signal_execution(SignalExecutionRequest) -> SignalExecutionResponse;
+    usable "ResizeExecutionTerminal"
         resize_execution_terminal(ResizeExecutionTerminalRequest) -> ResizeExecutionTerminalResponse;
     {
         async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<ExecuteResponse>, Status> {
             let call = self.enter("Execute", &request).await?;
             let request = request.into_inner();
-            self.hosted(&request.sandbox_id)?;
+            self.usable(only(&request.sandbox_id, &request.session_id)?)?;
             call.reply(ExecuteResponse { stdout: request.code().to_owned(), ..ExecuteResponse::default() })
         }
 
@@ -112,7 +120,7 @@ service! {
         ) -> Result<Response<Self::ExecuteStreamStream>, Status> {
             let call = self.enter("ExecuteStream", &request).await?;
             let request = wanted(request.into_inner().request)?;
-            self.hosted(&request.sandbox_id)?;
+            self.usable(only(&request.sandbox_id, &request.session_id)?)?;
             let events = output(request.code().to_owned());
             call.stream(futures::StreamExt::map(events, |event| Ok(ExecuteStreamResponse { event: some(event) })))
         }
@@ -121,7 +129,17 @@ service! {
 
         async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
             let call = self.enter("Exec", &request).await?;
-            call.stream(echo(self.clone(), request.into_inner()))
+            let mut input = request.into_inner();
+            let first = wanted(wanted(input.message().await?)?.input)?;
+            match &first {
+                Input::Attach(it) => self.readable(only(&it.sandbox_id, &it.session_id)?)?,
+                Input::Start(start) => {
+                    let it = wanted(start.request.as_ref())?;
+                    self.usable(only(&it.sandbox_id, &it.session_id)?)?;
+                }
+                _ => return Err(Status::invalid_argument("no start")),
+            }
+            call.stream(echo(self.clone(), first, input))
         }
 
         async fn start_execution(
@@ -130,7 +148,7 @@ service! {
         ) -> Result<Response<StartExecutionResponse>, Status> {
             let call = self.enter("StartExecution", &request).await?;
             let request = wanted(request.into_inner().request)?;
-            self.hosted(&request.sandbox_id)?;
+            self.usable(only(&request.sandbox_id, &request.session_id)?)?;
             let execution = Execution { execution_id: EXECUTION.into(), ..Execution::default() };
             call.reply(StartExecutionResponse { execution: Some(execution) })
         }
@@ -142,7 +160,7 @@ service! {
             request: Request<AttachExecutionRequest>,
         ) -> Result<Response<Self::AttachExecutionStream>, Status> {
             let call = self.enter("AttachExecution", &request).await?;
-            self.readable(&request.get_ref().sandbox_id)?;
+            self.readable(only(&request.get_ref().sandbox_id, &request.get_ref().session_id)?)?;
             let events = output(request.into_inner().execution_id);
             call.stream(futures::StreamExt::map(events, |event| Ok(AttachExecutionResponse { event: some(event) })))
         }

@@ -12,7 +12,7 @@ use cloud_sandbox_proto::v1::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::node::{Events, SimNode, service, wanted};
+use crate::node::{Events, SimNode, only, service, wanted};
 
 /// How much of a download one message carries.
 const PIECE: usize = 256 * 1024;
@@ -31,26 +31,26 @@ impl SimNode {
 
 service! {
     FileService;
-    hosted "WriteFiles" write_files(WriteFilesRequest) -> WriteFilesResponse;
-    hosted "ListFiles" list_files(ListFilesRequest) -> ListFilesResponse;
-    hosted "StatFile" stat_file(StatFileRequest) -> StatFileResponse;
-    hosted "MakeFolder" make_folder(MakeFolderRequest) -> MakeFolderResponse;
-    hosted "ChangeMode" change_mode(ChangeModeRequest) -> ChangeModeResponse;
-    hosted "MoveFile" move_file(MoveFileRequest) -> MoveFileResponse;
-    hosted "CopyFile" copy_file(CopyFileRequest) -> CopyFileResponse;
-    hosted "SearchFiles" search_files(SearchFilesRequest) -> SearchFilesResponse;
+    usable "WriteFiles" write_files(WriteFilesRequest) -> WriteFilesResponse;
+    usable "ListFiles" list_files(ListFilesRequest) -> ListFilesResponse;
+    usable "StatFile" stat_file(StatFileRequest) -> StatFileResponse;
+    usable "MakeFolder" make_folder(MakeFolderRequest) -> MakeFolderResponse;
+    usable "ChangeMode" change_mode(ChangeModeRequest) -> ChangeModeResponse;
+    usable "MoveFile" move_file(MoveFileRequest) -> MoveFileResponse;
+    usable "CopyFile" copy_file(CopyFileRequest) -> CopyFileResponse;
+    usable "SearchFiles" search_files(SearchFilesRequest) -> SearchFilesResponse;
     {
         async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
             let call = self.enter("ReadFile", &request).await?;
             let request = request.into_inner();
-            self.hosted(&request.sandbox_id)?;
+            self.usable(only(&request.sandbox_id, &request.session_id)?)?;
             call.reply(ReadFileResponse { file: file(request.path), ..ReadFileResponse::default() })
         }
 
         async fn write_file(&self, request: Request<WriteFileRequest>) -> Result<Response<WriteFileResponse>, Status> {
             let call = self.enter("WriteFile", &request).await?;
             let request = request.into_inner();
-            self.hosted(&request.sandbox_id)?;
+            self.usable(only(&request.sandbox_id, &request.session_id)?)?;
             call.reply(WriteFileResponse { file: file(request.path) })
         }
 
@@ -60,7 +60,7 @@ service! {
         ) -> Result<Response<DeleteFileResponse>, Status> {
             let call = self.enter("DeleteFile", &request).await?;
             let request = request.into_inner();
-            self.hosted(&request.sandbox_id)?;
+            self.usable(only(&request.sandbox_id, &request.session_id)?)?;
             call.reply(DeleteFileResponse { path: request.path, deleted: true })
         }
 
@@ -72,7 +72,7 @@ service! {
         ) -> Result<Response<Self::DownloadFileStream>, Status> {
             let call = self.enter("DownloadFile", &request).await?;
             let request = request.into_inner();
-            self.hosted(&request.sandbox_id)?;
+            self.usable(only(&request.sandbox_id, &request.session_id)?)?;
             let piece = Bytes::from(vec![b'x'; PIECE]);
             call.stream(async_stream::stream! {
                 yield Ok(DownloadFileResponse { file: file(request.path), data: Bytes::new() });
@@ -95,13 +95,14 @@ service! {
             let Some(Part::Header(header)) = wanted(parts.message().await?)?.part else {
                 return Err(Status::invalid_argument("no header"));
             };
-            self.hosted(&header.sandbox_id)?;
+            self.usable(only(&header.sandbox_id, &header.session_id)?)?;
             let (mut bytes, mut committed) = (0, false);
             while let Ok(Some(message)) = parts.message().await {
                 match message.part {
                     Some(Part::Data(data)) => bytes += data.len() as u64,
                     part => committed = matches!(part, Some(Part::Commit(_))),
                 }
+                call.go_on()?;
             }
             self.uploaded(committed, bytes)?;
             call.reply(UploadFileResponse { file: file(header.path) })
@@ -114,7 +115,7 @@ service! {
             request: Request<WatchFilesRequest>,
         ) -> Result<Response<Self::WatchFilesStream>, Status> {
             let call = self.enter("WatchFiles", &request).await?;
-            self.hosted(&request.get_ref().sandbox_id)?;
+            self.usable(only(&request.get_ref().sandbox_id, &request.get_ref().session_id)?)?;
             let started = FileEvent { r#type: FileEventType::Started.into(), ..FileEvent::default() };
             let first = futures::stream::iter([Ok(WatchFilesResponse { event: Some(started) })]);
             call.stream(futures::StreamExt::chain(first, futures::stream::pending()))
@@ -127,7 +128,7 @@ service! {
             request: Request<DownloadArchiveRequest>,
         ) -> Result<Response<Self::DownloadArchiveStream>, Status> {
             let call = self.enter("DownloadArchive", &request).await?;
-            self.hosted(&request.get_ref().sandbox_id)?;
+            self.usable(only(&request.get_ref().sandbox_id, &request.get_ref().session_id)?)?;
             let piece = DownloadArchiveResponse { data: Bytes::from(vec![b'x'; PIECE]) };
             call.stream(futures::stream::iter([Ok(piece.clone()), Ok(piece)]))
         }
@@ -142,7 +143,7 @@ service! {
             let Some(Part::Header(header)) = wanted(parts.message().await?)?.part else {
                 return Err(Status::invalid_argument("no header"));
             };
-            self.hosted(&header.sandbox_id)?;
+            self.usable(only(&header.sandbox_id, &header.session_id)?)?;
             let (mut bytes, mut committed) = (0, false);
             while let Ok(Some(message)) = parts.message().await {
                 match message.part {

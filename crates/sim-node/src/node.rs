@@ -37,6 +37,10 @@ pub enum Fault {
     Break(usize),
     /// It waits for this long before each message of its stream.
     Slow(Duration),
+    /// Its sandbox ends while it is at work.
+    EndMeanwhile,
+    /// Its sandbox turns out to be gone when an upload has brought a second message.
+    GoneAtSecondMessage,
 }
 
 /// What a client hears when a connection breaks.
@@ -152,6 +156,22 @@ impl SimNode {
     /// Cuts the node off: whoever dials it gets a transport error. What it hosts stays in the directory.
     pub fn cut_off(&self) {
         self.0.dial.remove(&self.0.address);
+    }
+
+    /// Freezes a sandbox, which is refused then.
+    pub fn freeze(&self, id: SandboxId) {
+        self.put_state(id, v1::SandboxState::Paused);
+    }
+
+    /// Lets a frozen sandbox go on.
+    pub fn thaw(&self, id: SandboxId) {
+        self.put_state(id, v1::SandboxState::Acquired);
+    }
+
+    fn put_state(&self, id: SandboxId, state: v1::SandboxState) {
+        if let Some((_, sandbox)) = self.state().sandboxes.get_mut(&id) {
+            sandbox.state = state.into();
+        }
     }
 
     /// Ends a sandbox without a word to the directory, as a crash in it would.
@@ -311,10 +331,18 @@ impl SimNode {
         let parsed: SandboxId = id.parse().map_err(cloud_sandbox_rpc::to_status)?;
         let state = self.state();
         if state.ended.contains(&parsed) {
-            return Err(status(ErrorKind::NotFound, reason::SANDBOX_GONE, "the sandbox is gone"));
+            return Err(cloud_sandbox_rpc::to_status(gone().before_it_began()));
         }
         let found = state.sandboxes.get(&parsed).map(|(_, sandbox)| sandbox.clone());
         found.ok_or_else(|| cloud_sandbox_rpc::to_status(Error::sandbox_not_found(id)))
+    }
+
+    /// A hosted sandbox that is not paused.
+    pub(crate) fn usable(&self, id: &str) -> Result<(), Status> {
+        if self.hosted(id)?.state() == v1::SandboxState::Paused {
+            return Err(status(ErrorKind::FailedPrecondition, reason::SANDBOX_PAUSED, "the sandbox is paused"));
+        }
+        Ok(())
     }
 
     /// Whether what a sandbox printed can be read: it is hosted, or has ended.
@@ -337,7 +365,16 @@ impl Entered {
     pub(crate) fn reply<T>(&self, message: T) -> Result<tonic::Response<T>, Status> {
         match self.fault {
             Some(Fault::LoseReply | Fault::LoseOneReply) => Err(Status::unavailable(BROKEN)),
+            Some(Fault::EndMeanwhile) => Err(cloud_sandbox_rpc::to_status(gone())),
             _ => Ok(tonic::Response::new(message)),
+        }
+    }
+
+    /// Whether an upload is read on.
+    pub(crate) fn go_on(&self) -> Result<(), Status> {
+        match self.fault {
+            Some(Fault::GoneAtSecondMessage) => Err(cloud_sandbox_rpc::to_status(gone().before_it_began())),
+            _ => Ok(()),
         }
     }
 
@@ -375,11 +412,20 @@ pub(crate) fn status(kind: ErrorKind, reason: &str, message: &str) -> Status {
     cloud_sandbox_rpc::to_status(Error::new(kind, reason, message))
 }
 
+fn gone() -> Error {
+    Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, "the sandbox is gone")
+}
+
+/// The sandbox of a request. Sessions are none of a node's business.
+pub(crate) fn only<'a>(sandbox_id: &'a str, session_id: &str) -> Result<&'a str, Status> {
+    if session_id.is_empty() { Ok(sandbox_id) } else { Err(Status::invalid_argument("a node was told a session_id")) }
+}
+
 pub(crate) fn wanted<T>(part: Option<T>) -> Result<T, Status> {
     part.ok_or_else(|| Status::invalid_argument("the request is missing"))
 }
 
-/// A whole service of the node: methods that say nothing but yes for a sandbox that they can find by `hosted` or
+/// A whole service of the node: methods that say nothing but yes for a sandbox that they can find by `usable` or
 /// `readable`, and the others as they are.
 macro_rules! service {
     ($trait:path; $($check:ident $name:literal $method:ident($request:ident) -> $response:ident;)* { $($rest:tt)* }) => {
@@ -388,7 +434,7 @@ macro_rules! service {
             $(
                 async fn $method(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
                     let call = self.enter($name, &request).await?;
-                    self.$check(&request.get_ref().sandbox_id)?;
+                    self.$check(only(&request.get_ref().sandbox_id, &request.get_ref().session_id)?)?;
                     call.reply($response::default())
                 }
             )*

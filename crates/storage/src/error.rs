@@ -10,6 +10,12 @@ pub enum StorageError {
     /// It cannot be reached or did not answer in time; the same call may work later.
     #[error("{store} is unavailable")]
     Unavailable { store: &'static str, source: Box<dyn StdError + Send + Sync> },
+    /// It has no room left; the same call may work once somebody has made some.
+    #[error("{store} is full")]
+    Full { store: &'static str, source: Box<dyn StdError + Send + Sync> },
+    /// It does not do this for us, now or later, until somebody changes a setting.
+    #[error("{store} refuses: {what}")]
+    Refused { store: &'static str, what: String },
     /// It holds something that this version cannot read.
     #[error("{store} holds an entry that cannot be read: {what}")]
     Corrupt { store: &'static str, what: String },
@@ -24,6 +30,10 @@ impl From<StorageError> for Error {
             StorageError::Unavailable { .. } => {
                 Self::new(ErrorKind::Unavailable, reason::STORE_UNAVAILABLE, error.to_string()).with_cause(error)
             }
+            StorageError::Full { .. } => {
+                Self::new(ErrorKind::Unavailable, reason::STORE_FULL, error.to_string()).with_cause(error)
+            }
+            StorageError::Refused { .. } => Self::internal("use a store", error),
             StorageError::Corrupt { .. } | StorageError::Newer { .. } => Self::internal("read from a store", error),
         }
     }

@@ -9,6 +9,6 @@ pub mod workspaces;
 pub use directory::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
 pub use directory::{memory::MemoryDirectory, redis::RedisDirectory};
 pub use error::StorageError;
-pub use sessions::{SessionFilter, SessionRecord, SessionStore};
+pub use sessions::{CheckpointRecord, SessionFilter, SessionRecord, SessionStore};
 pub use sessions::{postgres::PostgresSessions, sqlite::SqliteSessions};
-pub use workspaces::WorkspaceStore;
+pub use workspaces::{WorkspaceStore, file::FileWorkspaces, s3::S3Workspaces};

@@ -3,6 +3,11 @@
 //!
 //! Invariant: an object is there whole or not at all, and is never changed once it is there.
 
+#[cfg(test)]
+mod conformance;
+pub mod file;
+pub mod s3;
+
 use std::ops::Range;
 
 use async_trait::async_trait;
@@ -31,4 +36,17 @@ pub trait WorkspaceStore: Send + Sync + 'static {
 
     /// Whether the store answers and takes writes.
     async fn check(&self) -> Result<(), StorageError>;
+}
+
+/// The longest name of an object.
+const NAME_MAX: usize = 64;
+
+/// Whether an object may have this name. Nothing else reaches a path or an address.
+fn is_name(name: &str) -> bool {
+    let fits = (1..=NAME_MAX).contains(&name.len());
+    fits && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+fn nameless(store: &'static str, name: &str) -> StorageError {
+    StorageError::Refused { store, what: format!("no object is called {name:?}") }
 }

@@ -199,38 +199,37 @@ impl SessionService for Fake {
         Ok(Response::new(DeleteSessionResponse { session_id, deleted: true }))
     }
 
-    async fn update_session(
-        &self,
-        _: Request<cloud_sandbox_proto::v1::UpdateSessionRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::UpdateSessionResponse>, Status> {
-        Err(Status::unimplemented("update_session"))
+    async fn update_session(&self, request: Request<UpdateSessionRequest>) -> Answer<UpdateSessionResponse> {
+        self.0.note(&request);
+        let id = request.into_inner().session_id;
+        let lost = LostItem { kind: "process".into(), ..Default::default() };
+        let resume_manifest = Some(ResumeManifest { files: 2, lost: vec![lost], ..Default::default() });
+        let session = session(&id, SessionState::Running).map(|session| Session { resume_manifest, ..session });
+        Ok(Response::new(UpdateSessionResponse { session }))
     }
 
     async fn create_checkpoint(
         &self,
-        _: Request<cloud_sandbox_proto::v1::CreateCheckpointRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::CreateCheckpointResponse>, Status> {
+        _: Request<CreateCheckpointRequest>,
+    ) -> Result<Response<CreateCheckpointResponse>, Status> {
         Err(Status::unimplemented("create_checkpoint"))
     }
 
     async fn list_checkpoints(
         &self,
-        _: Request<cloud_sandbox_proto::v1::ListCheckpointsRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::ListCheckpointsResponse>, Status> {
+        _: Request<ListCheckpointsRequest>,
+    ) -> Result<Response<ListCheckpointsResponse>, Status> {
         Err(Status::unimplemented("list_checkpoints"))
     }
 
-    async fn fork_session(
-        &self,
-        _: Request<cloud_sandbox_proto::v1::ForkSessionRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::ForkSessionResponse>, Status> {
+    async fn fork_session(&self, _: Request<ForkSessionRequest>) -> Result<Response<ForkSessionResponse>, Status> {
         Err(Status::unimplemented("fork_session"))
     }
 
     async fn list_session_events(
         &self,
-        _: Request<cloud_sandbox_proto::v1::ListSessionEventsRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::v1::ListSessionEventsResponse>, Status> {
+        _: Request<ListSessionEventsRequest>,
+    ) -> Result<Response<ListSessionEventsResponse>, Status> {
         Err(Status::unimplemented("list_session_events"))
     }
 }

@@ -69,6 +69,46 @@ async fn whole_session_surface_is_served() {
 }
 
 #[tokio::test]
+async fn session_is_changed_by_patch_and_what_is_not_given_is_told_from_zero() {
+    let edge = Edge::start().await;
+    let patch = async |body: &'static str| {
+        let call = edge.call(Method::PATCH, "/api/v1/sessions/se9").header("content-type", "application/json");
+        support::json(call.body(body).send().await.unwrap()).await
+    };
+    let (status, session) = patch(r#"{"idle_timeout_seconds": 0, "auto_resume": false, "on_timeout": "delete"}"#).await;
+    assert_eq!((status, &session["session_id"]), (200, &json!("se9")), "{session}");
+    assert_eq!(session["resume_manifest"]["lost"][0]["kind"], "process", "{session}");
+    assert_eq!(session.get("expire_time"), None, "an unset message is left out");
+    let request = edge.seen.request();
+    for part in [
+        r#"session_id: "se9""#,
+        "timeout_seconds: None",
+        "idle_timeout_seconds: Some(0)",
+        "auto_resume: Some(false)",
+        "Delete",
+    ] {
+        assert!(request.contains(part), "{part} in {request}");
+    }
+    assert_eq!(patch(r#"{"timeout_seconds": 9, "remove_metadata": ["a"]}"#).await.0, 200);
+    let request = edge.seen.request();
+    for part in [" timeout_seconds: Some(9)", "idle_timeout_seconds: None", "auto_resume: None", r#"["a"]"#] {
+        assert!(request.contains(part), "{part} in {request}");
+    }
+    let (status, refused) = patch(r#"{"timeout": 9}"#).await;
+    assert_eq!((status, &refused["error"]["status"]), (400, &json!("INVALID_ARGUMENT")), "{refused}");
+}
+
+#[tokio::test]
+async fn session_stands_in_for_a_sandbox_in_a_body_and_in_a_query() {
+    let edge = Edge::start().await;
+    edge.post("/api/v1/execute", r#"{"session_id":"se9","code":"1"}"#).await;
+    let request = edge.seen.request();
+    assert!(request.contains(r#"session_id: "se9""#) && request.contains(r#"sandbox_id: """#), "{request}");
+    edge.get("/api/v1/files?session_id=se8&path=/a").await;
+    assert!(edge.seen.request().contains(r#"session_id: "se8""#), "{}", edge.seen.request());
+}
+
+#[tokio::test]
 async fn enums_are_read_as_words_and_by_full_name() {
     let edge = Edge::start().await;
     for role in ["\"user\"", "\"ROLE_USER\"", "1", "null"] {

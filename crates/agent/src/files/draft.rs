@@ -270,7 +270,7 @@ impl Drop for Draft {
 }
 
 /// A path that leads to what `file` is, whatever its name.
-pub(super) fn of_descriptor(file: &impl AsFd) -> PathBuf {
+pub(crate) fn of_descriptor(file: &impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
 }
 

@@ -4,7 +4,8 @@
 //! with a link. Only the lowest folders are kept open; the way back up is `..`, and must lead where the walk came from.
 //!
 //! In byte order `a.txt` comes between the folder `a` and what is in it, `a/b`. A folder therefore has two items in the
-//! one above: itself, and later, with a slash, its content.
+//! one above: itself, and later, with a slash, its content. A walk by parts takes the slash for less than any byte of a
+//! name instead, so that what is in a folder comes right after it.
 
 use std::{
     ffi::OsStr,
@@ -24,13 +25,15 @@ use nix::{
     sys::stat::{FileStat, Mode, SFlag, fstat, fstatat},
 };
 
+use crate::snapshot::order;
+
 /// How many folders on the way down stay open.
 const KEPT_OPEN: usize = 24;
 const FOLDER: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
 
 /// What the walk has come to, which [`Walk::path`] and the like name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Something in a folder.
     Entry(Kind),
     /// A folder that was an entry earlier, and all of it has been gone through.
@@ -40,7 +43,7 @@ pub(super) enum Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     Folder,
     Link,
@@ -48,13 +51,14 @@ pub(super) enum Kind {
 }
 
 /// A walk. Its steps borrow nothing, so that entries may be changed between two of them.
-pub(super) struct Walk {
+pub(crate) struct Walk {
     levels: Vec<Level>,
     /// from the root to the entry
     path: Vec<u8>,
     /// nothing up to this path is an entry
     after: Vec<u8>,
     depth: usize,
+    by_parts: bool,
 }
 
 struct Level {
@@ -68,20 +72,28 @@ struct Level {
 
 impl Walk {
     /// Begins in `root`, goes down `depth` folders, of which the root is the first, and leaves out all up to `after`.
-    pub(super) fn new(root: OwnedFd, depth: usize, after: Vec<u8>) -> io::Result<Self> {
-        let mut walk = Self { levels: Vec::new(), path: Vec::new(), after, depth };
+    pub(crate) fn new(root: OwnedFd, depth: usize, after: Vec<u8>) -> io::Result<Self> {
+        let mut walk = Self { levels: Vec::new(), path: Vec::new(), after, depth, by_parts: false };
+        walk.enter(root)?;
+        Ok(walk)
+    }
+
+    /// All of what is in `root`, what is in a folder right after it.
+    pub(crate) fn by_parts(root: OwnedFd) -> io::Result<Self> {
+        let mut walk =
+            Self { levels: Vec::new(), path: Vec::new(), after: Vec::new(), depth: usize::MAX, by_parts: true };
         walk.enter(root)?;
         Ok(walk)
     }
 
     /// All of what is in `path`, which may be a link to a folder.
-    pub(super) fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let flags = FOLDER.difference(OFlag::O_NOFOLLOW);
         Self::new(nix::fcntl::open(path, flags, Mode::empty())?, usize::MAX, Vec::new())
     }
 
     /// The next step; none at the end. What vanishes on the way is left out.
-    pub(super) fn next(&mut self) -> io::Result<Option<Step>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<Step>> {
         loop {
             let Some(level) = self.levels.last_mut() else { return Ok(None) };
             self.path.truncate(level.prefix);
@@ -102,6 +114,13 @@ impl Walk {
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Leaves out what is in the folder that was the last entry, in a walk by parts.
+    pub(crate) fn pass_over(&mut self) {
+        if let Some(level) = self.levels.last_mut() {
+            level.names.skip_content();
         }
     }
 
@@ -152,51 +171,51 @@ impl Walk {
             };
             names.add(name.to_bytes(), kind, descends, after)?;
         }
-        names.sort();
+        names.sort(self.by_parts);
         Ok(names)
     }
 
     /// The folder that the entry is in.
-    pub(super) fn folder(&self) -> io::Result<BorrowedFd<'_>> {
+    pub(crate) fn folder(&self) -> io::Result<BorrowedFd<'_>> {
         let folder = self.levels.last().and_then(|level| level.folder.as_ref());
         folder.map(AsFd::as_fd).ok_or_else(|| Errno::EBADF.into())
     }
 
     /// The entry's name in its folder.
-    pub(super) fn name(&self) -> &OsStr {
+    pub(crate) fn name(&self) -> &OsStr {
         let name = self.path.rsplit(|byte| *byte == b'/').next();
         OsStr::from_bytes(name.unwrap_or_default())
     }
 
     /// The entry's path from the root.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         Path::new(OsStr::from_bytes(&self.path))
     }
 
     /// The entry's path when the root's is `root`.
-    pub(super) fn path_from(&self, root: &Path) -> PathBuf {
+    pub(crate) fn path_from(&self, root: &Path) -> PathBuf {
         root.join(self.path())
     }
 
     /// Describes the entry itself.
-    pub(super) fn stat(&self) -> io::Result<FileStat> {
+    pub(crate) fn stat(&self) -> io::Result<FileStat> {
         Ok(fstatat(self.folder()?, self.name(), AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
     /// Opens the entry for reading if it is a file, and without waiting whatever it is.
-    pub(super) fn open(&self) -> io::Result<File> {
+    pub(crate) fn open(&self) -> io::Result<File> {
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         Ok(openat(self.folder()?, self.name(), flags, Mode::empty())?.into())
     }
 
     /// Where the entry points to, if it is a link.
-    pub(super) fn link(&self) -> io::Result<PathBuf> {
+    pub(crate) fn link(&self) -> io::Result<PathBuf> {
         Ok(nix::fcntl::readlinkat(self.folder()?, self.name())?.into())
     }
 }
 
 /// Whether an error says that an entry is not what it was a moment ago.
-pub(super) fn has_gone(error: &io::Error) -> bool {
+pub(crate) fn has_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENXIO))
 }
 
@@ -247,9 +266,14 @@ impl Names {
         Ok(())
     }
 
-    fn sort(&mut self) {
+    fn sort(&mut self, by_parts: bool) {
         let bytes = &self.bytes;
-        self.items.sort_unstable_by_key(|(start, length, _)| slice(bytes, *start, *length));
+        if by_parts {
+            let name = |item: &(u32, u16, Option<Kind>)| slice(bytes, item.0, item.1);
+            self.items.sort_unstable_by(|one, other| order(name(one), name(other)));
+        } else {
+            self.items.sort_unstable_by_key(|(start, length, _)| slice(bytes, *start, *length));
+        }
         // From here on it only gets shorter.
         self.bytes.shrink_to_fit();
         self.items.shrink_to_fit();
@@ -261,6 +285,12 @@ impl Names {
         self.next += 1;
         let name = slice(&self.bytes, start, length);
         Some((name.strip_suffix(b"/").unwrap_or(name), kind))
+    }
+
+    fn skip_content(&mut self) {
+        if matches!(self.items.get(self.next), Some((_, _, None))) {
+            self.next += 1;
+        }
     }
 }
 
@@ -308,6 +338,29 @@ mod tests {
         assert!(all.is_sorted());
         assert_eq!(entries(root.path(), 1, ""), ["a", "a-", "a.txt", "c"]);
         assert_eq!(entries(root.path(), 2, ""), ["a", "a-", "a.txt", "a/b", "a/y", "c", "c/up", "c/z"]);
+    }
+
+    #[test]
+    fn a_walk_by_parts_goes_into_a_folder_at_once_unless_it_is_passed_over() {
+        let root = tree();
+        let steps = |passed: &str| {
+            let root = nix::fcntl::open(root.path(), FOLDER, Mode::empty()).unwrap();
+            let mut walk = Walk::by_parts(root).unwrap();
+            let mut paths = Vec::new();
+            while let Some(step) = walk.next().unwrap() {
+                let path = walk.path().to_str().unwrap().to_owned();
+                if path == passed {
+                    walk.pass_over();
+                }
+                if matches!(step, Step::Entry(_)) {
+                    paths.push(path);
+                }
+            }
+            paths
+        };
+        assert_eq!(steps(""), ["a", "a/b", "a/b/x", "a/y", "a-", "a.txt", "c", "c/up", "c/z"]);
+        assert_eq!(steps("a"), ["a", "a-", "a.txt", "c", "c/up", "c/z"]);
+        assert_eq!(steps("a/b"), ["a", "a/b", "a/y", "a-", "a.txt", "c", "c/up", "c/z"]);
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub(super) struct Reach {
 }
 
 /// The order of paths: part by part, each in byte order.
-pub(super) fn order(one: &[u8], other: &[u8]) -> Ordering {
+pub(crate) fn order(one: &[u8], other: &[u8]) -> Ordering {
     // No name has a NUL.
     let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
     one.iter().map(key).cmp(other.iter().map(key))

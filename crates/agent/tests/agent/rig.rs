@@ -25,7 +25,7 @@ use tonic::{
 };
 
 /// Long enough for a busy machine, short enough to see what hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Agent {
     pub client: AgentServiceClient<Channel>,
@@ -54,6 +54,20 @@ impl Agent {
             .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"])
             .arg(env!("CARGO_BIN_EXE_cloud-sandbox-agent"))
             .arg(folder.path())
+            .spawn()
+            .ok()?;
+        Self::connect(process, folder).await
+    }
+
+    /// Starts it as the first process of a PID namespace; none where the host forbids that.
+    pub async fn start_as_init() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--pid", "--mount-proc", "--fork", "--kill-child"])
+            .arg(env!("CARGO_BIN_EXE_cloud-sandbox-agent"))
+            .arg("--listen")
+            .arg(folder.path().join("agent.sock"))
+            .stdin(Stdio::null())
             .spawn()
             .ok()?;
         Self::connect(process, folder).await

@@ -1,6 +1,10 @@
 //! What holds for every call of the three services.
 
-use std::{collections::BTreeSet, fmt::Debug, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    time::Duration,
+};
 
 use cloud_sandbox_auth::{Principal, Role};
 use cloud_sandbox_model::{Error, ErrorKind, SandboxId, error::reason};
@@ -8,17 +12,24 @@ use cloud_sandbox_proto::v1::*;
 use cloud_sandbox_rpc::from_status;
 use cloud_sandbox_sim_node::{Fault, principal};
 use cloud_sandbox_storage::Directory;
+use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::support::{Clients, World, code, error, header, start, streamed};
+use crate::support::{Clients, World, code, error, header, ids, input, start, streamed};
 
-/// Each call of the three services about `id`, with the error that it ends with.
-async fn every_call(clients: Clients, id: &str) -> Vec<(&'static str, Option<Error>)> {
+/// Each call of the three services about `id` (see [`ids`]), with the error that it ends with.
+pub async fn every_call(clients: Clients, id: &str) -> Vec<(&'static str, Option<Error>)> {
     let Clients { mut exec, mut contexts, mut files } = clients;
+    let (sandbox_id, session_id) = ids(id);
     let mut made = Vec::new();
+    macro_rules! about {
+        ($request:ident) => {
+            $request { sandbox_id: sandbox_id.clone(), session_id: session_id.clone(), ..$request::default() }
+        };
+    }
     macro_rules! plain {
         ($client:ident: $($name:literal $method:ident $request:ident,)*) => {$(
-            let request = $request { sandbox_id: id.to_owned(), ..$request::default() };
+            let request = about!($request);
             made.push(($name, $client.$method(request).await.err().map(|status| from_status(&status))));
         )*};
     }
@@ -52,23 +63,27 @@ async fn every_call(clients: Clients, id: &str) -> Vec<(&'static str, Option<Err
         "CopyFile" copy_file CopyFileRequest,
         "SearchFiles" search_files SearchFilesRequest,
     }
-    let contexts = contexts.list_contexts(ListContextsRequest { sandbox_id: id.into(), ..Default::default() }).await;
+    let contexts = contexts
+        .list_contexts(ListContextsRequest { sandbox_id: sandbox_id.clone(), session_id: session_id.clone() })
+        .await;
     made.push(("ListContexts", contexts.err().map(|status| from_status(&status))));
     let background = StartExecutionRequest { request: Some(code(id, "1")) };
     made.push(("StartExecution", exec.start_execution(background).await.err().map(|status| from_status(&status))));
-    let attach = AttachExecutionRequest { sandbox_id: id.into(), ..AttachExecutionRequest::default() };
+    let attach = about!(AttachExecutionRequest);
     made.push(("AttachExecution", opened(exec.attach_execution(attach).await).await));
     made.push(("ExecuteStream", opened(exec.execute_stream(streamed(id, "1")).await).await));
     made.push(("Exec", opened(exec.exec(tokio_stream::iter([start(id)])).await).await));
-    let download = DownloadFileRequest { sandbox_id: id.into(), ..DownloadFileRequest::default() };
+    let attach = input(exec_request::Input::Attach(about!(ExecAttach)));
+    made.push(("Exec", opened(exec.exec(tokio_stream::iter([attach])).await).await));
+    let download = about!(DownloadFileRequest);
     made.push(("DownloadFile", opened(files.download_file(download).await).await));
-    let watch = WatchFilesRequest { sandbox_id: id.into(), ..WatchFilesRequest::default() };
+    let watch = about!(WatchFilesRequest);
     made.push(("WatchFiles", opened(files.watch_files(watch).await).await));
-    let archive = DownloadArchiveRequest { sandbox_id: id.into(), ..DownloadArchiveRequest::default() };
+    let archive = about!(DownloadArchiveRequest);
     made.push(("DownloadArchive", opened(files.download_archive(archive).await).await));
     let uploaded = files.upload_file(tokio_stream::iter([header(id), crate::support::commit()])).await;
     made.push(("UploadFile", uploaded.err().map(|status| from_status(&status))));
-    let into = UploadArchiveHeader { sandbox_id: id.into(), ..UploadArchiveHeader::default() };
+    let into = about!(UploadArchiveHeader);
     let parts = [
         UploadArchiveRequest { part: Some(upload_archive_request::Part::Header(into)) },
         UploadArchiveRequest { part: Some(upload_archive_request::Part::Commit(UploadCommit {})) },
@@ -87,13 +102,57 @@ async fn opened<T: Debug>(call: Result<Response<Streaming<T>>, Status>) -> Optio
     first.err().map(|status| from_status(&status))
 }
 
+/// The public contracts.
+fn contracts() -> Vec<FileDescriptorProto> {
+    let set: FileDescriptorSet = prost::Message::decode(cloud_sandbox_proto::DESCRIPTOR_SET).unwrap();
+    set.file.into_iter().filter(|file| file.package() == "cloud_sandbox.v1").collect()
+}
+
 /// The methods that the contracts of the three services have.
-fn methods() -> BTreeSet<String> {
-    let set: prost_types::FileDescriptorSet = prost::Message::decode(cloud_sandbox_proto::DESCRIPTOR_SET).unwrap();
-    let services =
-        set.file.into_iter().filter(|file| file.package() == "cloud_sandbox.v1").flat_map(|file| file.service);
+fn methods() -> Vec<MethodDescriptorProto> {
+    let services = contracts().into_iter().flat_map(|file| file.service);
     let ours = services.filter(|service| ["ExecService", "ContextService", "FileService"].contains(&service.name()));
-    ours.flat_map(|service| service.method).map(|method| method.name().to_owned()).collect()
+    ours.flat_map(|service| service.method).collect()
+}
+
+/// The fields of the message of this name, and of the messages in it, after the path that leads there.
+fn fields(messages: &BTreeMap<String, DescriptorProto>, name: &str, path: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for field in messages.get(name.rsplit('.').next().unwrap()).into_iter().flat_map(|message| &message.field) {
+        let path = format!("{path}.{}", field.name());
+        all.extend(fields(messages, field.type_name(), &path));
+        all.push(path);
+    }
+    all
+}
+
+#[test]
+fn every_request_that_names_a_sandbox_may_name_a_session() {
+    let messages = contracts().into_iter().flat_map(|file| file.message_type);
+    let messages: BTreeMap<_, _> = messages.map(|message| (message.name().to_owned(), message)).collect();
+    for method in methods() {
+        let fields = fields(&messages, method.input_type(), method.name());
+        let sandboxes: Vec<_> = fields.iter().filter_map(|field| field.strip_suffix("sandbox_id")).collect();
+        assert!(!sandboxes.is_empty(), "{} is about no sandbox", method.name());
+        for place in sandboxes {
+            assert!(fields.contains(&format!("{place}session_id")), "{place}sandbox_id has no session_id beside it");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_call_takes_a_session_in_place_of_its_sandbox_and_the_node_never_hears_of_it() {
+    let world = World::new().await;
+    let id = world.node.host("ada").await;
+    let session = world.sessions.running("ada", id);
+    let made = every_call(world.ada(), &session).await;
+    for (method, error) in &made {
+        assert!(error.is_none(), "{method}: {error:?}");
+    }
+    let tried: Vec<_> = made.iter().map(|(method, _)| *method).collect();
+    assert_eq!(world.node.calls(), tried);
+    let all: BTreeSet<_> = methods().iter().map(|method| method.name().to_owned()).collect();
+    assert_eq!(tried.iter().map(|method| (*method).to_owned()).collect::<BTreeSet<_>>(), all);
 }
 
 #[tokio::test]
@@ -106,7 +165,8 @@ async fn every_method_of_the_contracts_is_relayed_to_the_same_at_the_node() {
     }
     let tried: Vec<_> = made.iter().map(|(method, _)| *method).collect();
     assert_eq!(world.node.calls(), tried);
-    assert_eq!(tried.iter().map(|method| (*method).to_owned()).collect::<BTreeSet<_>>(), methods());
+    let all: BTreeSet<_> = methods().iter().map(|method| method.name().to_owned()).collect();
+    assert_eq!(tried.iter().map(|method| (*method).to_owned()).collect::<BTreeSet<_>>(), all);
 }
 
 #[tokio::test]
@@ -150,6 +210,7 @@ async fn missing_sandbox_id_is_named_by_every_call() {
         let error = error.unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{method}");
         assert_eq!(error.violations()[0].field, "sandbox_id", "{method}");
+        assert!(error.message().contains("session_id"), "{method}: {error}");
     }
 }
 

@@ -5,7 +5,10 @@
 
 mod calls;
 mod executions;
+mod fake_sessions;
 mod files;
 mod lost;
+mod moved_sessions;
 mod network;
+mod sessions;
 mod support;

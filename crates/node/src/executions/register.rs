@@ -131,11 +131,8 @@ impl Executions {
             return Ok(Turn::Later(earlier));
         }
         if state.closed {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                reason::SANDBOX_GONE,
-                format!("sandbox {} is gone", self.sandbox),
-            ));
+            let message = format!("sandbox {} is gone", self.sandbox);
+            return Err(Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, message).before_it_began());
         }
         if state.running >= RUNNING_MAX {
             let message = format!("the sandbox runs {RUNNING_MAX} executions at once already");

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use cloud_sandbox_model::input::{PATH_MAX, PATH_NAME_MAX, Violations, page_size};
 use cloud_sandbox_proto::v1::{self, write_file_request};
 
+use crate::service::Addressed;
+
 /// The most of a file in one call, in bytes.
 pub(super) const FILE_MAX: u32 = 8 * 1024 * 1024;
 /// The longest piece of an upload, in bytes.
@@ -24,10 +26,7 @@ const GLOB_MAX: usize = 1024;
 const TOKEN_MAX: usize = 16 * 1024;
 
 /// A request about files of one sandbox.
-pub(crate) trait FileRequest: Send + 'static {
-    /// The sandbox's id as the caller wrote it.
-    fn sandbox_id(&self) -> &str;
-
+pub(crate) trait FileRequest: Addressed + Send + 'static {
     /// Notes every rule that the request breaks.
     fn check(&self, violations: &mut Violations);
 
@@ -61,14 +60,10 @@ fn check_page(violations: &mut Violations, size: u32, token: &str) {
     violations.check(short, "page_token", "must be the next_page_token of an earlier answer");
 }
 
-/// What most requests have: `sandbox_id`, `path` and `raw_path`, and rules of their own.
+/// What most requests have: `path` and `raw_path`, and rules of their own.
 macro_rules! rules {
     ($($request:ident |$this:ident, $violations:ident| $body:block)*) => {$(
         impl FileRequest for v1::$request {
-            fn sandbox_id(&self) -> &str {
-                &self.sandbox_id
-            }
-
             fn check(&self, $violations: &mut Violations) {
                 check_path($violations, "path", &self.path, "raw_path", &self.raw_path);
                 let $this = self;
@@ -121,10 +116,6 @@ fn check_glob(violations: &mut Violations, glob: &str) {
 }
 
 impl FileRequest for v1::WriteFileRequest {
-    fn sandbox_id(&self) -> &str {
-        &self.sandbox_id
-    }
-
     fn check(&self, violations: &mut Violations) {
         check_written(violations, "", self);
         let fits = written_bytes(self) <= FILE_MAX as usize;
@@ -137,10 +128,6 @@ impl FileRequest for v1::WriteFileRequest {
 }
 
 impl FileRequest for v1::WriteFilesRequest {
-    fn sandbox_id(&self) -> &str {
-        &self.sandbox_id
-    }
-
     fn check(&self, violations: &mut Violations) {
         let count = self.files.len();
         violations.check((1..=BATCH_MAX).contains(&count), "files", format!("must be 1 to {BATCH_MAX}"));
@@ -149,8 +136,9 @@ impl FileRequest for v1::WriteFilesRequest {
         // beyond the bound it is one fault, not a thousand
         for (index, file) in self.files.iter().take(BATCH_MAX).enumerate() {
             let prefix = format!("files[{index}].");
-            let sandbox_id = format!("{prefix}sandbox_id");
-            violations.check(file.sandbox_id.is_empty(), &sandbox_id, "must be empty");
+            for (field, id) in [("sandbox_id", &file.sandbox_id), ("session_id", &file.session_id)] {
+                violations.check(id.is_empty(), &format!("{prefix}{field}"), "must be empty");
+            }
             check_written(violations, &prefix, file);
         }
     }
@@ -178,10 +166,6 @@ fn check_written(violations: &mut Violations, prefix: &str, file: &v1::WriteFile
 macro_rules! transfers {
     ($($request:ident)*) => {$(
         impl FileRequest for v1::$request {
-            fn sandbox_id(&self) -> &str {
-                &self.sandbox_id
-            }
-
             fn check(&self, violations: &mut Violations) {
                 check_path(violations, "source", &self.source, "raw_source", &self.raw_source);
                 let raw = &self.raw_destination;

@@ -64,7 +64,7 @@ where
     let no_header = || Error::invalid("header", "must be the first message");
     let first = messages.next().await.ok_or_else(no_header)?.map_err(|status| from_status(&status))?;
     let Some(Piece::Header(header)) = first.piece() else { return Err(no_header()) };
-    let sandbox = find(node, header.sandbox_id())?;
+    let sandbox = find(node, header)?;
     check(&sandbox, header)?;
     let subject = header.subject().into_owned();
 

@@ -27,9 +27,12 @@ impl ContextService {
     }
 
     /// Does something with a sandbox.
-    async fn within<T>(&self, sandbox_id: &str, act: impl AsyncFnOnce(Arc<Sandbox>) -> Result<T>) -> Answer<T> {
-        let sandbox = find(&self.node, sandbox_id).map_err(to_status)?;
-        act(sandbox).await.map(Response::new).map_err(to_status)
+    async fn within<T>(
+        &self,
+        sandbox: Result<Arc<Sandbox>>,
+        act: impl AsyncFnOnce(Arc<Sandbox>) -> Result<T>,
+    ) -> Answer<T> {
+        act(sandbox.map_err(to_status)?).await.map(Response::new).map_err(to_status)
     }
 }
 
@@ -38,12 +41,12 @@ impl context_service_server::ContextService for ContextService {
     #[instrument(skip_all, fields(sandbox_id))]
     async fn create_context(&self, request: Request<v1::CreateContextRequest>) -> Answer<v1::CreateContextResponse> {
         let request = request.into_inner();
-        let sandbox_id = request.sandbox_id.clone();
+        let sandbox = find(&self.node, &request);
         let create = async |sandbox| {
             let context = Some(contexts::create(&self.node, &sandbox, request).await?);
             Ok(v1::CreateContextResponse { context })
         };
-        self.within(&sandbox_id, create).await
+        self.within(sandbox, create).await
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
@@ -52,7 +55,7 @@ impl context_service_server::ContextService for ContextService {
             sandbox.usable()?;
             Ok(v1::ListContextsResponse { contexts: sandbox.contexts.list(sandbox.id) })
         };
-        self.within(&request.get_ref().sandbox_id, list).await
+        self.within(find(&self.node, request.get_ref()), list).await
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
@@ -63,7 +66,7 @@ impl context_service_server::ContextService for ContextService {
             let context = Some(contexts::get(&sandbox, &request.context_id)?);
             Ok(v1::GetContextResponse { context })
         };
-        self.within(&request.sandbox_id, get).await
+        self.within(find(&self.node, &request), get).await
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
@@ -73,7 +76,7 @@ impl context_service_server::ContextService for ContextService {
             let context = Some(contexts::restart(&sandbox, &request.context_id).await?);
             Ok(v1::RestartContextResponse { context })
         };
-        self.within(&request.sandbox_id, restart).await
+        self.within(find(&self.node, &request), restart).await
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
@@ -86,7 +89,7 @@ impl context_service_server::ContextService for ContextService {
             let (running, interrupted) = contexts::interrupt(&sandbox, &request.context_id).await?;
             Ok(v1::InterruptContextResponse { running, interrupted })
         };
-        self.within(&request.sandbox_id, interrupt).await
+        self.within(find(&self.node, &request), interrupt).await
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
@@ -96,6 +99,6 @@ impl context_service_server::ContextService for ContextService {
             contexts::delete(&sandbox, &request.context_id).await?;
             Ok(v1::DeleteContextResponse { context_id: request.context_id.clone(), deleted: true })
         };
-        self.within(&request.sandbox_id, delete).await
+        self.within(find(&self.node, &request), delete).await
     }
 }

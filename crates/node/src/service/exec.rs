@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::instrument;
 
-use super::{Answer, Events, sandbox_id};
+use super::{Addressed, Answer, Events, addressed};
 use crate::{
     executions::{
         self, Caller, Execution, Place,
@@ -44,23 +44,23 @@ impl ExecService {
         server.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
     }
 
-    fn place(&self, id: &str) -> Result<Place> {
-        self.node.place(sandbox_id(id)?)
+    fn place(&self, request: &impl Addressed) -> Result<Place> {
+        self.node.place(addressed(request)?)
     }
 
-    fn find(&self, sandbox: &str, execution: &str) -> Result<Arc<Execution>> {
-        self.place(sandbox)?.execution(execution)
+    fn find(&self, request: &impl Addressed, execution: &str) -> Result<Arc<Execution>> {
+        self.place(request)?.execution(execution)
     }
 
     /// An execution that something may be done to.
-    fn find_live(&self, sandbox: &str, execution: &str) -> Result<Arc<Execution>> {
-        let sandbox = self.place(sandbox)?.live()?;
+    fn find_live(&self, request: &impl Addressed, execution: &str) -> Result<Arc<Execution>> {
+        let sandbox = self.place(request)?.live()?;
         sandbox.usable()?;
         sandbox.executions.get(execution.parse()?)
     }
 
     fn begin(&self, request: ExecuteRequest, mode: Mode) -> Result<Caller> {
-        let place = self.place(&request.sandbox_id)?;
+        let place = self.place(&request)?;
         executions::execute(&self.node, place, request, mode, mode == Mode::Background)
     }
 
@@ -80,7 +80,7 @@ impl ExecService {
     }
 
     async fn write(&self, request: v1::WriteExecutionStdinRequest) -> Result<u64> {
-        let execution = self.find_live(&request.sandbox_id, &request.execution_id)?;
+        let execution = self.find_live(&request, &request.execution_id)?;
         let (field, data) = match request.input {
             Some(Input::Text(text)) => ("text", text.into()),
             Some(Input::Data(data)) => ("data", data),
@@ -95,13 +95,13 @@ impl ExecService {
     async fn signal(&self, request: v1::SignalExecutionRequest) -> Result<()> {
         let name = if request.signal.is_empty() { "SIGTERM" } else { &request.signal };
         let number = interactive::signal_number(name)?;
-        self.find_live(&request.sandbox_id, &request.execution_id)?.signal(number).await
+        self.find_live(&request, &request.execution_id)?.signal(number).await
     }
 
     async fn resize(&self, request: v1::ResizeExecutionTerminalRequest) -> Result<()> {
         let size = request.terminal.ok_or_else(|| Error::invalid("terminal", "must be given"))?;
         let size = interactive::window(size, "terminal")?;
-        self.find_live(&request.sandbox_id, &request.execution_id)?.resize(size).await
+        self.find_live(&request, &request.execution_id)?.resize(size).await
     }
 }
 
@@ -203,14 +203,14 @@ impl exec_service_server::ExecService for ExecService {
     #[instrument(skip_all, fields(sandbox_id))]
     async fn list_executions(&self, request: Request<v1::ListExecutionsRequest>) -> Answer<v1::ListExecutionsResponse> {
         let request = request.get_ref();
-        let listed = self.place(&request.sandbox_id).and_then(|place| executions::list(place.executions(), request));
+        let listed = self.place(request).and_then(|place| executions::list(place.executions(), request));
         listed.map(Response::new).map_err(to_status)
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
     async fn get_execution(&self, request: Request<v1::GetExecutionRequest>) -> Answer<v1::GetExecutionResponse> {
         let request = request.get_ref();
-        let found = self.find(&request.sandbox_id, &request.execution_id).map_err(to_status)?;
+        let found = self.find(request, &request.execution_id).map_err(to_status)?;
         Ok(Response::new(v1::GetExecutionResponse { execution: Some(found.describe()) }))
     }
 
@@ -221,7 +221,7 @@ impl exec_service_server::ExecService for ExecService {
     ) -> Answer<Self::AttachExecutionStream> {
         let deadline = deadline(&request);
         let request = request.get_ref();
-        let found = self.find(&request.sandbox_id, &request.execution_id).map_err(to_status)?;
+        let found = self.find(request, &request.execution_id).map_err(to_status)?;
         let from = Position { stdout: request.stdout_offset, stderr: request.stderr_offset };
         let events = executions::events(Caller::attached(found), from, None);
         let wrap = |event| v1::AttachExecutionResponse { event: Some(event) };
@@ -234,7 +234,7 @@ impl exec_service_server::ExecService for ExecService {
         request: Request<v1::ReadExecutionOutputRequest>,
     ) -> Answer<v1::ReadExecutionOutputResponse> {
         let request = request.get_ref();
-        let found = self.find(&request.sandbox_id, &request.execution_id).map_err(to_status)?;
+        let found = self.find(request, &request.execution_id).map_err(to_status)?;
         executions::read(&found, request).await.map(Response::new).map_err(to_status)
     }
 
@@ -245,7 +245,7 @@ impl exec_service_server::ExecService for ExecService {
     ) -> Answer<v1::GrepExecutionOutputResponse> {
         let deadline = deadline(&request);
         let request = request.into_inner();
-        let found = self.find(&request.sandbox_id, &request.execution_id).map_err(to_status)?;
+        let found = self.find(&request, &request.execution_id).map_err(to_status)?;
         within(deadline, executions::grep(found, request)).await.map(Response::new)
     }
 

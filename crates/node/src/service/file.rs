@@ -34,7 +34,7 @@ impl FileService {
         F: AsyncFnOnce(Files, Request<Q>) -> Answer<A>,
     {
         let request = request.into_inner();
-        let sandbox = find(&self.node, request.sandbox_id()).map_err(to_status)?;
+        let sandbox = find(&self.node, &request).map_err(to_status)?;
         files::call(&sandbox, request, send).await.map(Response::new).map_err(to_status)
     }
 
@@ -45,7 +45,7 @@ impl FileService {
         F: AsyncFnOnce(Files, Request<Q>) -> Answer<Streaming<A>>,
     {
         let request = request.into_inner();
-        let sandbox = find(&self.node, request.sandbox_id()).map_err(to_status)?;
+        let sandbox = find(&self.node, &request).map_err(to_status)?;
         files::stream(sandbox, request, send).await.map(Response::new).map_err(to_status)
     }
 }

@@ -330,7 +330,7 @@ pub static TABLE: &[Row] = &[
     row!(
         "session_url",
         Url,
-        &[Mode::Gateway],
+        &[Mode::Gateway, Mode::Exec],
         "Where the session manager is",
         |s, text| put(&mut s.session_url, values::url(text, &["http"])),
         |s| Some(s.session_url.clone())

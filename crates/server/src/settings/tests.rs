@@ -184,6 +184,7 @@ fn roles_on_one_machine_have_ports_of_their_own() {
     let gateway = Settings::defaults(Mode::Gateway, &host());
     assert!(gateway.scheduler_url.ends_with(":9090") && gateway.session_url.ends_with(":9091"));
     assert!(gateway.exec_url.ends_with(":9092"));
+    assert!(Settings::defaults(Mode::Exec, &host()).session_url.ends_with(":9091"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The sessions of a fleet, in PostgreSQL (12 or newer), for any number of session managers at once.
 //!
-//! Every write is one statement over the version it was decided on, so that a connection that breaks in the middle
-//! leaves the old session or the new one. Whether it was written is not known then, and so a write is never sent a
+//! Every write is one statement or one transaction over the version it was decided on, so that a connection that breaks in
+//! the middle leaves the old session or the new one. Whether it was written is not known then, and so a write is never sent a
 //! second time: the caller hears that the store is unavailable. A read is, once.
 //!
 //! Invariant: a connection that failed, fell silent, or was left by a caller who gave up is closed and not used again.
@@ -11,22 +11,25 @@ mod start;
 mod text;
 mod url;
 
-use std::{io::ErrorKind, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
-use cloud_sandbox_model::SessionId;
+use cloud_sandbox_model::{CheckpointId, SessionId};
 use sqlx::{
     Connection, Executor, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
-    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
-    query::Query,
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
     query_builder::QueryBuilder,
 };
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Inserted, SessionFilter, SessionRecord, SessionStore,
-    sql::{self, metadata, read, unavailable},
+    Along, CheckpointRecord, Inserted, SessionEvent, SessionFilter, SessionRecord, SessionStore,
+    sql::{self, Words, read, unavailable},
     to_millis,
 };
 use crate::error::StorageError;
@@ -48,7 +51,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// Before a read is sent again, in milliseconds: some at random, so that not all come back at once.
 const AGAIN_AFTER: std::ops::Range<u64> = 10..60;
 const COLUMNS: &str = "id, tenant, user_id, state, sandbox_id, template, metadata::text AS metadata, failure, \
-                       request_id, request_fingerprint, created_at, updated_at, version";
+                       request_id, request_fingerprint, created_at, updated_at, version, due_at, details";
+const WORDS: Words = Words { json: "::jsonb", same: "IS NOT DISTINCT FROM" };
 
 /// A [`SessionStore`] in PostgreSQL.
 #[derive(Debug, Clone)]
@@ -108,6 +112,24 @@ async fn answered<T>(statement: impl Future<Output = sqlx::Result<T>>) -> Result
         Ok(done) => done.map_err(Failure::from),
         Err(elapsed) => Err(Failure { error: unavailable(elapsed), passing: false }),
     }
+}
+
+/// Sends `first` and, if it wrote something, `rest`.
+async fn transact(
+    connection: &mut PgConnection,
+    mut first: QueryBuilder<Postgres>,
+    rest: Vec<QueryBuilder<Postgres>>,
+) -> sqlx::Result<bool> {
+    let mut transaction = connection.begin().await?;
+    if first.build().execute(&mut *transaction).await?.rows_affected() == 0 {
+        transaction.rollback().await?;
+        return Ok(false);
+    }
+    for mut statement in rest {
+        statement.build().execute(&mut *transaction).await?;
+    }
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// That a label has a value, in PostgreSQL's words.
@@ -175,10 +197,27 @@ impl PostgresSessions {
     }
 
     /// How many rows a statement wrote. It is sent once, whatever comes of it.
-    async fn write(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<u64, StorageError> {
+    async fn execute(&self, mut statement: QueryBuilder<Postgres>) -> Result<u64, StorageError> {
         let mut lease = self.lease().await?;
-        let done = answered(statement.execute(lease.connection())).await;
+        let done = answered(statement.build().execute(lease.connection())).await;
         lease.settle(done).map(|done| done.rows_affected()).map_err(|failure| failure.error)
+    }
+
+    /// Writes a session by `first`, and what belongs to it, all or nothing. `false`, and nothing written, when `first` did
+    /// not find its row. All is sent once, whatever comes of it.
+    async fn write(
+        &self,
+        first: QueryBuilder<Postgres>,
+        record: &SessionRecord,
+        along: &Along,
+    ) -> Result<bool, StorageError> {
+        if along.is_empty() {
+            return Ok(self.execute(first).await? > 0);
+        }
+        let rest = sql::along(record, &text::keep_along(along))?;
+        let mut lease = self.lease().await?;
+        let done = answered(transact(lease.connection(), first, rest)).await;
+        lease.settle(done).map_err(|failure| failure.error)
     }
 
     async fn by_request(&self, record: &SessionRecord) -> Result<Option<SessionRecord>, StorageError> {
@@ -194,27 +233,9 @@ impl PostgresSessions {
 
 #[async_trait]
 impl SessionStore for PostgresSessions {
-    async fn insert(&self, record: &SessionRecord) -> Result<Inserted, StorageError> {
+    async fn insert(&self, record: &SessionRecord, along: &Along) -> Result<Inserted, StorageError> {
         let record = &text::keep_all(record);
-        let insert = "INSERT INTO sessions (id, tenant, user_id, state, sandbox_id, template, metadata, failure, \
-                      request_id, request_fingerprint, created_at, updated_at, version) \
-                      VALUES ($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13) \
-                      ON CONFLICT (tenant, user_id, request_id) DO NOTHING";
-        let insert = sqlx::query(insert)
-            .bind(record.id.to_string())
-            .bind(&record.tenant)
-            .bind(&record.user)
-            .bind(record.state.as_str())
-            .bind(record.sandbox.map(|id| id.to_string()))
-            .bind(&record.template)
-            .bind(metadata(record)?)
-            .bind(&record.failure)
-            .bind(&record.request_id)
-            .bind(&record.request_fingerprint)
-            .bind(to_millis(record.created_at))
-            .bind(to_millis(record.updated_at))
-            .bind(record.version);
-        if self.write(insert).await? > 0 {
+        if self.write(sql::insert(&WORDS, record)?, record, along).await? {
             return Ok(Inserted::New);
         }
         match self.by_request(record).await? {
@@ -244,25 +265,37 @@ impl SessionStore for PostgresSessions {
         self.records(|| sql::select(COLUMNS, &filter, after, limit, label)).await
     }
 
-    async fn update(&self, record: &SessionRecord) -> Result<bool, StorageError> {
+    async fn update(&self, record: &SessionRecord, along: &Along) -> Result<bool, StorageError> {
         let record = &text::keep_all(record);
-        let update = "UPDATE sessions SET state = $1, sandbox_id = $2, metadata = $3::jsonb, failure = $4, \
-                      updated_at = $5, version = version + 1 WHERE id = $6 AND version = $7";
-        let update = sqlx::query(update)
-            .bind(record.state.as_str())
-            .bind(record.sandbox.map(|id| id.to_string()))
-            .bind(metadata(record)?)
-            .bind(&record.failure)
-            .bind(to_millis(record.updated_at))
-            .bind(record.id.to_string())
-            .bind(record.version);
-        Ok(self.write(update).await? > 0)
+        self.write(sql::update(&WORDS, record)?, record, along).await
+    }
+
+    async fn postpone(&self, record: &SessionRecord, due_at: Option<SystemTime>) -> Result<bool, StorageError> {
+        Ok(self.execute(sql::postpone(&WORDS, record, due_at.map(to_millis))).await? > 0)
     }
 
     async fn delete(&self, id: SessionId, version: i64) -> Result<bool, StorageError> {
-        let delete =
-            sqlx::query("DELETE FROM sessions WHERE id = $1 AND version = $2").bind(id.to_string()).bind(version);
-        Ok(self.write(delete).await? > 0 || self.get(id).await?.is_none())
+        let mut delete = QueryBuilder::new("DELETE FROM sessions WHERE id = ");
+        delete.push_bind(id.to_string()).push(" AND version = ").push_bind(version);
+        Ok(self.execute(delete).await? > 0 || self.get(id).await?.is_none())
+    }
+
+    async fn events(&self, session: SessionId, after: i64, limit: usize) -> Result<Vec<SessionEvent>, StorageError> {
+        let rows = self.rows(|| sql::events(&session.to_string(), after, limit)).await?;
+        rows.iter().map(|row| sql::read_event(row).map(text::given_event)).collect()
+    }
+
+    async fn checkpoints(&self, session: SessionId) -> Result<Vec<CheckpointRecord>, StorageError> {
+        let rows = self.rows(|| sql::checkpoints(&session.to_string())).await?;
+        rows.iter().map(sql::read_checkpoint).collect()
+    }
+
+    async fn needed_folders(&self) -> Result<BTreeSet<CheckpointId>, StorageError> {
+        let mut needed = BTreeSet::new();
+        for row in self.rows(|| QueryBuilder::new(sql::NEEDED)).await? {
+            sql::read_needed(&row, &mut needed)?;
+        }
+        Ok(needed)
     }
 
     async fn check(&self) -> Result<(), StorageError> {

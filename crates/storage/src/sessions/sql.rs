@@ -1,16 +1,21 @@
 //! What the stores in SQL share: how a row is a record, which query a filter stands for, and what a failure means.
 
-use std::str::FromStr;
+mod statements;
 
-use cloud_sandbox_model::{SessionId, SessionState};
+use std::{collections::BTreeSet, str::FromStr};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use cloud_sandbox_model::{CheckpointId, SessionId, SessionState};
+use serde::de::DeserializeOwned;
 use sqlx::{
     ColumnIndex, Database, Decode, Encode, Row, Type,
     migrate::{MigrateError, Migrator},
     query_builder::QueryBuilder,
 };
 
-use super::{SessionFilter, SessionRecord, from_millis, to_millis};
+use super::{CheckpointRecord, SessionEvent, SessionFilter, SessionRecord, from_millis, to_millis};
 use crate::error::StorageError;
+pub(super) use statements::{NEEDED, Words, along, checkpoints, events, insert, postpone, update};
 
 pub(super) const STORE: &str = "the session store";
 
@@ -53,15 +58,76 @@ where
         state: SessionState::from_word(state).ok_or_else(|| corrupt(format!("column state: {state:?}")))?,
         sandbox: sandbox.map(|text| parsed("sandbox_id", text)).transpose()?,
         template: column(row, "template")?,
-        metadata: serde_json::from_str(text("metadata")?)
-            .map_err(|error| corrupt(format!("column metadata: {error}")))?,
+        metadata: json("metadata", text("metadata")?)?,
         failure: column(row, "failure")?,
         request_id: column(row, "request_id")?,
         request_fingerprint: column(row, "request_fingerprint")?,
         created_at: from_millis(column(row, "created_at")?),
         updated_at: from_millis(column(row, "updated_at")?),
         version: column(row, "version")?,
+        due_at: column::<_, Option<i64>>(row, "due_at")?.map(from_millis),
+        details: json("details", text("details")?)?,
     })
+}
+
+/// A row as an event.
+pub(super) fn read_event<'r, R>(row: &'r R) -> Result<SessionEvent, StorageError>
+where
+    R: Row,
+    for<'n> &'n str: ColumnIndex<R>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    Ok(SessionEvent {
+        sequence: column(row, "sequence")?,
+        happened_at: from_millis(column(row, "happened_at")?),
+        kind: column(row, "kind")?,
+        message: column(row, "message")?,
+    })
+}
+
+/// A row as a checkpoint.
+pub(super) fn read_checkpoint<'r, R>(row: &'r R) -> Result<CheckpointRecord, StorageError>
+where
+    R: Row,
+    for<'n> &'n str: ColumnIndex<R>,
+    &'r str: Decode<'r, R::Database> + Type<R::Database>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let text = |name| column::<_, &str>(row, name);
+    let number = |name| column::<_, i64>(row, name);
+    let count = |name| number(name).map(|number| u64::try_from(number).unwrap_or(0));
+    let parent = column::<_, Option<&str>>(row, "parent_id")?;
+    let digest = text("digest")?;
+    Ok(CheckpointRecord {
+        id: parsed("id", text("id")?)?,
+        session: parsed("session_id", text("session_id")?)?,
+        complete: number("complete")? != 0,
+        folder: parsed("folder", text("folder")?)?,
+        digest: URL_SAFE_NO_PAD.decode(digest).map_err(|_| corrupt(format!("column digest: {digest:?}")))?,
+        parent: parent.map(|text| parsed("parent_id", text)).transpose()?,
+        packs: json("packs", text("packs")?)?,
+        files: count("files")?,
+        bytes: count("bytes")?,
+        stored_bytes: count("stored_bytes")?,
+        created_at: from_millis(number("created_at")?),
+    })
+}
+
+/// The folders that a row of [`NEEDED`] names.
+pub(super) fn read_needed<'r, R>(row: &'r R, needed: &mut BTreeSet<CheckpointId>) -> Result<(), StorageError>
+where
+    R: Row,
+    for<'n> &'n str: ColumnIndex<R>,
+    &'r str: Decode<'r, R::Database> + Type<R::Database>,
+{
+    needed.insert(parsed("folder", column(row, "folder")?)?);
+    needed.extend(json::<BTreeSet<CheckpointId>>("packs", column(row, "packs")?)?);
+    Ok(())
+}
+
+fn json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, StorageError> {
+    serde_json::from_str(text).map_err(|error| corrupt(format!("column {name}: {error}")))
 }
 
 fn column<'r, R, T>(row: &'r R, name: &str) -> Result<T, StorageError>
@@ -75,11 +141,6 @@ where
 
 fn parsed<T: FromStr>(name: &str, text: &str) -> Result<T, StorageError> {
     text.parse().map_err(|_| corrupt(format!("column {name}: {text:?}")))
-}
-
-/// The labels as they are stored.
-pub(super) fn metadata(record: &SessionRecord) -> Result<String, StorageError> {
-    serde_json::to_string(&record.metadata).map_err(|error| corrupt(format!("labels to write: {error}")))
 }
 
 /// The query that a filter stands for. `label` adds the condition that a label has a value, each database in its words.
@@ -97,7 +158,7 @@ where
 {
     let mut query = QueryBuilder::new(format!("SELECT {columns} FROM sessions WHERE true"));
     if let Some(after) = after {
-        query.push(" AND id > ").push_bind(after.to_string());
+        query.push(if filter.newest_first { " AND id < " } else { " AND id > " }).push_bind(after.to_string());
     }
     if let Some(tenant) = &filter.tenant {
         query.push(" AND tenant = ").push_bind(tenant.clone());
@@ -105,8 +166,8 @@ where
     if let Some(user) = &filter.user {
         query.push(" AND user_id = ").push_bind(user.clone());
     }
-    if let Some(idle_since) = filter.idle_since {
-        query.push(" AND updated_at <= ").push_bind(to_millis(idle_since));
+    if let Some(due_by) = filter.due_by {
+        query.push(" AND due_at <= ").push_bind(to_millis(due_by));
     }
     if !filter.states.is_empty() {
         query.push(" AND state IN (");
@@ -120,6 +181,7 @@ where
         query.push(" AND ");
         label(&mut query, key, value);
     }
-    query.push(" ORDER BY id LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
+    query.push(if filter.newest_first { " ORDER BY id DESC LIMIT " } else { " ORDER BY id LIMIT " });
+    query.push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
     query
 }

@@ -1,19 +1,23 @@
 //! The sessions of one machine, in an SQLite file.
 
-use std::{path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
-use cloud_sandbox_model::SessionId;
+use cloud_sandbox_model::{CheckpointId, SessionId};
 use sqlx::{
     Sqlite, SqlitePool,
     migrate::Migrator,
     query_builder::QueryBuilder,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 
 use super::{
-    Inserted, SessionFilter, SessionRecord, SessionStore,
-    sql::{self, metadata, not_migrated, read, unavailable},
+    Along, CheckpointRecord, Inserted, SessionEvent, SessionFilter, SessionRecord, SessionStore,
+    sql::{self, Words, not_migrated, read, unavailable},
     to_millis,
 };
 use crate::error::StorageError;
@@ -23,6 +27,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// One write at a time is all that SQLite does; the others read meanwhile.
 const CONNECTIONS: u32 = 4;
+const WORDS: Words = Words { json: "", same: "IS" };
+/// A transaction that will write says so at its begin: one that only finds out later cannot wait for another.
+const BEGIN: &str = "BEGIN IMMEDIATE";
 
 /// A [`SessionStore`] in an SQLite file.
 #[derive(Debug, Clone)]
@@ -51,6 +58,34 @@ impl SqliteSessions {
         Ok(Self { pool })
     }
 
+    /// Writes a session by `first`, and what belongs to it, all or nothing. `false`, and nothing written, when `first` did
+    /// not find its row.
+    async fn write(
+        &self,
+        mut first: QueryBuilder<Sqlite>,
+        record: &SessionRecord,
+        along: &Along,
+    ) -> Result<bool, StorageError> {
+        if along.is_empty() {
+            let done = first.build().execute(&self.pool).await.map_err(unavailable)?;
+            return Ok(done.rows_affected() > 0);
+        }
+        let mut transaction = self.pool.begin_with(BEGIN).await.map_err(unavailable)?;
+        let done = first.build().execute(&mut *transaction).await.map_err(unavailable)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        for mut statement in sql::along(record, along)? {
+            statement.build().execute(&mut *transaction).await.map_err(unavailable)?;
+        }
+        transaction.commit().await.map_err(unavailable)?;
+        Ok(true)
+    }
+
+    async fn rows(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<SqliteRow>, StorageError> {
+        query.build().fetch_all(&self.pool).await.map_err(unavailable)
+    }
+
     async fn by_request(&self, record: &SessionRecord) -> Result<Option<SessionRecord>, StorageError> {
         let row = sqlx::query("SELECT * FROM sessions WHERE tenant = ? AND user_id = ? AND request_id = ?")
             .bind(&record.tenant)
@@ -71,29 +106,8 @@ fn label(query: &mut QueryBuilder<Sqlite>, key: &str, value: &str) {
 
 #[async_trait]
 impl SessionStore for SqliteSessions {
-    async fn insert(&self, record: &SessionRecord) -> Result<Inserted, StorageError> {
-        let insert = "INSERT INTO sessions (id, tenant, user_id, state, sandbox_id, template, metadata, failure, \
-                      request_id, request_fingerprint, created_at, updated_at, version) \
-                      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-                      ON CONFLICT (tenant, user_id, request_id) DO NOTHING";
-        let done = sqlx::query(insert)
-            .bind(record.id.to_string())
-            .bind(&record.tenant)
-            .bind(&record.user)
-            .bind(record.state.as_str())
-            .bind(record.sandbox.map(|id| id.to_string()))
-            .bind(&record.template)
-            .bind(metadata(record)?)
-            .bind(&record.failure)
-            .bind(&record.request_id)
-            .bind(&record.request_fingerprint)
-            .bind(to_millis(record.created_at))
-            .bind(to_millis(record.updated_at))
-            .bind(record.version)
-            .execute(&self.pool)
-            .await
-            .map_err(unavailable)?;
-        if done.rows_affected() > 0 {
+    async fn insert(&self, record: &SessionRecord, along: &Along) -> Result<Inserted, StorageError> {
+        if self.write(sql::insert(&WORDS, record)?, record, along).await? {
             return Ok(Inserted::New);
         }
         match self.by_request(record).await? {
@@ -115,25 +129,17 @@ impl SessionStore for SqliteSessions {
         after: Option<SessionId>,
         limit: usize,
     ) -> Result<Vec<SessionRecord>, StorageError> {
-        let rows =
-            sql::select("*", filter, after, limit, label).build().fetch_all(&self.pool).await.map_err(unavailable)?;
+        let rows = self.rows(sql::select("*", filter, after, limit, label)).await?;
         rows.iter().map(read).collect()
     }
 
-    async fn update(&self, record: &SessionRecord) -> Result<bool, StorageError> {
-        let update = "UPDATE sessions SET state = ?, sandbox_id = ?, metadata = ?, failure = ?, updated_at = ?, \
-                      version = version + 1 WHERE id = ? AND version = ?";
-        let done = sqlx::query(update)
-            .bind(record.state.as_str())
-            .bind(record.sandbox.map(|id| id.to_string()))
-            .bind(metadata(record)?)
-            .bind(&record.failure)
-            .bind(to_millis(record.updated_at))
-            .bind(record.id.to_string())
-            .bind(record.version)
-            .execute(&self.pool)
-            .await
-            .map_err(unavailable)?;
+    async fn update(&self, record: &SessionRecord, along: &Along) -> Result<bool, StorageError> {
+        self.write(sql::update(&WORDS, record)?, record, along).await
+    }
+
+    async fn postpone(&self, record: &SessionRecord, due_at: Option<SystemTime>) -> Result<bool, StorageError> {
+        let mut query = sql::postpone::<Sqlite>(&WORDS, record, due_at.map(to_millis));
+        let done = query.build().execute(&self.pool).await.map_err(unavailable)?;
         Ok(done.rows_affected() > 0)
     }
 
@@ -142,6 +148,24 @@ impl SessionStore for SqliteSessions {
             sqlx::query("DELETE FROM sessions WHERE id = ? AND version = ?").bind(id.to_string()).bind(version);
         let done = delete.execute(&self.pool).await.map_err(unavailable)?;
         Ok(done.rows_affected() > 0 || self.get(id).await?.is_none())
+    }
+
+    async fn events(&self, session: SessionId, after: i64, limit: usize) -> Result<Vec<SessionEvent>, StorageError> {
+        let rows = self.rows(sql::events(&session.to_string(), after, limit)).await?;
+        rows.iter().map(sql::read_event).collect()
+    }
+
+    async fn checkpoints(&self, session: SessionId) -> Result<Vec<CheckpointRecord>, StorageError> {
+        let rows = self.rows(sql::checkpoints(&session.to_string())).await?;
+        rows.iter().map(sql::read_checkpoint).collect()
+    }
+
+    async fn needed_folders(&self) -> Result<BTreeSet<CheckpointId>, StorageError> {
+        let mut needed = BTreeSet::new();
+        for row in self.rows(QueryBuilder::new(sql::NEEDED)).await? {
+            sql::read_needed(&row, &mut needed)?;
+        }
+        Ok(needed)
     }
 
     async fn check(&self) -> Result<(), StorageError> {
@@ -171,7 +195,7 @@ mod tests {
     async fn sessions_survive_a_restart() {
         let (folder, store) = store().await;
         let record = conformance::record("ada", None);
-        store.insert(&record).await.unwrap();
+        store.insert(&record, &Along::default()).await.unwrap();
         store.close().await;
         let store = SqliteSessions::open(&folder.path().join("sessions.db")).await.unwrap();
         assert_eq!(store.get(record.id).await.unwrap(), Some(record));
@@ -181,7 +205,7 @@ mod tests {
     async fn row_that_cannot_be_read_is_corrupt() {
         let (_folder, store) = store().await;
         let record = conformance::record("ada", None);
-        store.insert(&record).await.unwrap();
+        store.insert(&record, &Along::default()).await.unwrap();
         sqlx::query("UPDATE sessions SET state = 'lost'").execute(&store.pool).await.unwrap();
         assert!(matches!(store.get(record.id).await, Err(StorageError::Corrupt { .. })));
     }
@@ -194,7 +218,7 @@ mod tests {
         sqlx::query(later).execute(&store.pool).await.unwrap();
         store.close().await;
         let opened = SqliteSessions::open(&folder.path().join("sessions.db")).await;
-        assert!(matches!(opened, Err(StorageError::Newer { found: 99, known: 1, .. })), "{opened:?}");
+        assert!(matches!(opened, Err(StorageError::Newer { found: 99, known: 2, .. })), "{opened:?}");
     }
 
     #[tokio::test]

@@ -81,7 +81,7 @@ async fn schema_of_a_later_version_is_refused_and_a_broken_one_too() {
     let later = "INSERT INTO _sqlx_migrations VALUES (99, 'later', now(), true, '', 0)";
     beside.execute(later).await.unwrap();
     let refused = PostgresSessions::connect(&server.url("later")).await;
-    assert!(matches!(refused, Err(StorageError::Newer { found: 99, known: 1, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StorageError::Newer { found: 99, known: 2, .. })), "{refused:?}");
     let text = refused.unwrap_err().to_string();
     assert!(text.contains("later version") && text.contains("99"), "{text}");
     // the version before goes on meanwhile
@@ -100,14 +100,14 @@ async fn connection_cut_in_a_statement_leaves_the_old_session_or_the_new_one() {
     let server = PostgresServer::start();
     let store = store(&server, "cut").await;
     let first = record("ada", Some("r"));
-    store.insert(&first).await.unwrap();
+    store.insert(&first, &Along::default()).await.unwrap();
     let mut beside = connection(&server, "cut").await;
     let mut locker = connection(&server, "cut").await;
     locker.execute("BEGIN; LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE").await.unwrap();
 
     let writing = tokio::spawn({
         let (store, first) = (store.clone(), first.clone());
-        async move { store.update(&first).await }
+        async move { store.update(&first, &Along::default()).await }
     });
     while cut(&mut beside, "active").await == 0 {
         sleep(Duration::from_millis(10)).await;
@@ -125,7 +125,7 @@ async fn connection_cut_in_a_statement_leaves_the_old_session_or_the_new_one() {
     }
     locker.execute("COMMIT").await.unwrap();
     assert_eq!(reading.await.unwrap().unwrap(), Some(first.clone()));
-    assert!(store.update(&first).await.unwrap());
+    assert!(store.update(&first, &Along::default()).await.unwrap());
 
     // all at rest are cut: the next calls do not notice, once they have rested for a while
     sleep(TRUSTED_FOR + Duration::from_millis(200)).await;
@@ -142,12 +142,12 @@ async fn store_tells_a_server_that_is_away_hangs_or_is_read_only_and_finds_it_ag
     let mut server = PostgresServer::start();
     let store = store(&server, "away").await;
     let record = record("ada", Some("r"));
-    store.insert(&record).await.unwrap();
+    store.insert(&record, &Along::default()).await.unwrap();
 
     server.kill();
     let asked = Instant::now();
     assert!(is_unavailable(&store.check().await));
-    assert!(is_unavailable(&store.update(&record).await));
+    assert!(is_unavailable(&store.update(&record, &Along::default()).await));
     assert!(asked.elapsed() < 4 * ACQUIRE_WITHIN, "bounded: {:?}", asked.elapsed());
     server.start_again();
     assert_eq!(store.get(record.id).await.unwrap(), Some(record.clone()));
@@ -156,7 +156,7 @@ async fn store_tells_a_server_that_is_away_hangs_or_is_read_only_and_finds_it_ag
     let asked = Instant::now();
     let calls = (0..2 * CONNECTIONS).map(|_| {
         let (store, record) = (store.clone(), record.clone());
-        tokio::spawn(async move { store.update(&record).await })
+        tokio::spawn(async move { store.update(&record, &Along::default()).await })
     });
     for call in calls.collect::<Vec<_>>() {
         assert!(is_unavailable(&call.await.unwrap()));
@@ -173,7 +173,7 @@ async fn store_tells_a_server_that_is_away_hangs_or_is_read_only_and_finds_it_ag
         .unwrap();
     store.pool.close().await;
     let store = PostgresSessions { pool: PostgresSessions::pool(url::options(&server.url("away")).unwrap()) };
-    assert!(is_unavailable(&store.check().await) && is_unavailable(&store.update(&record).await));
+    assert!(is_unavailable(&store.check().await) && is_unavailable(&store.update(&record, &Along::default()).await));
     assert!(store.get(record.id).await.unwrap().is_some(), "what can be read is");
 }
 
@@ -185,7 +185,7 @@ async fn statement_that_waits_for_a_lock_ends_and_a_caller_who_gives_up_leaves_n
     let server = PostgresServer::start();
     let store = store(&server, "slow").await;
     let record = record("ada", None);
-    store.insert(&record).await.unwrap();
+    store.insert(&record, &Along::default()).await.unwrap();
     let mut locker = connection(&server, "slow").await;
     locker.execute("BEGIN; LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE").await.unwrap();
     // more than there are connections, all given up at once
@@ -194,7 +194,7 @@ async fn statement_that_waits_for_a_lock_ends_and_a_caller_who_gives_up_leaves_n
     }
     store.check().await.unwrap();
     let asked = Instant::now();
-    assert!(is_unavailable(&store.update(&record).await));
+    assert!(is_unavailable(&store.update(&record, &Along::default()).await));
     assert!(asked.elapsed() < ANSWER_WITHIN, "the server itself ended it");
     locker.execute("COMMIT").await.unwrap();
     assert_eq!(store.get(record.id).await.unwrap(), Some(record));

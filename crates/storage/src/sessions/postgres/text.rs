@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sessions::SessionRecord;
+use crate::sessions::{Along, SessionEvent, SessionRecord};
 
 const MARK: char = '\u{1}';
 
@@ -31,6 +31,17 @@ pub(super) fn keep_all(record: &SessionRecord) -> SessionRecord {
 /// The record that was given to [`keep_all`].
 pub(super) fn given_all(record: &SessionRecord) -> SessionRecord {
     each(record, given)
+}
+
+/// What is written along with a record, with its texts as they are kept. Ids hold no NUL.
+pub(super) fn keep_along(along: &Along) -> Along {
+    let events = along.events.iter().map(|event| SessionEvent { message: keep(&event.message), ..event.clone() });
+    Along { events: events.collect(), ..along.clone() }
+}
+
+/// The event whose text was given to [`keep_along`].
+pub(super) fn given_event(event: SessionEvent) -> SessionEvent {
+    SessionEvent { message: given(&event.message), ..event }
 }
 
 fn each(record: &SessionRecord, translate: fn(&str) -> String) -> SessionRecord {

@@ -1,0 +1,61 @@
+//! When a session should be looked at next: a pure function, so that every write can say it.
+
+use std::time::{Duration, SystemTime};
+
+use cloud_sandbox_model::SessionState;
+use cloud_sandbox_storage::{
+    SessionRecord,
+    sessions::{Depth, from_millis, to_millis},
+};
+
+use crate::options::Options;
+
+/// How often a session with a sandbox is looked at in any case: its sandbox's lease is renewed then.
+pub(crate) const LOOK_MAX: Duration = Duration::from_secs(600);
+/// How often a session without one is: what is kept of it may have become old.
+const AGE_EVERY: Duration = Duration::from_secs(86_400);
+
+/// When to look at `record` next, as it is about to be written.
+pub(crate) fn due(record: &SessionRecord, now: SystemTime, options: &Options) -> Option<SystemTime> {
+    let details = &record.details;
+    let at = if let Some(flight) = &details.flight {
+        from_millis(flight.until_ms)
+    } else if !details.discarded.is_empty() {
+        now
+    } else {
+        match record.state {
+            SessionState::Running => running(record, now),
+            SessionState::Paused => match details.paused {
+                Some(paused) if paused.depth == Depth::Frozen => {
+                    let look = now + LOOK_MAX;
+                    if paused.auto { look.min(paused.since() + options.frozen_for) } else { look }
+                }
+                _ => now + AGE_EVERY,
+            },
+            SessionState::Failed => now + AGE_EVERY,
+            // left by somebody of an early version
+            SessionState::Creating | SessionState::Pausing | SessionState::Resuming | SessionState::Deleting => now,
+        }
+    };
+    Some(from_millis(to_millis(at)))
+}
+
+/// The earlier of its timeouts. That it was used meanwhile is only seen by looking.
+fn running(record: &SessionRecord, now: SystemTime) -> SystemTime {
+    let details = &record.details;
+    let mut at = now + LOOK_MAX;
+    if let Some(end) = expiry(record) {
+        at = at.min(end);
+    }
+    if details.idle_timeout_seconds > 0 {
+        at = at.min(now + Duration::from_secs(details.idle_timeout_seconds.into()));
+    }
+    at
+}
+
+/// When a running session has run for its time; never when `None`.
+pub(crate) fn expiry(record: &SessionRecord) -> Option<SystemTime> {
+    let details = &record.details;
+    let since = details.running_since.filter(|_| record.state == SessionState::Running)?;
+    (details.timeout_seconds > 0).then(|| since + Duration::from_secs(details.timeout_seconds.into()))
+}
