@@ -28,9 +28,10 @@ class Server:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._settings = {
+        self.grpc_address = f"127.0.0.1:{free_port()}"
+        self.settings = {
             "LISTEN": f"127.0.0.1:{self.port}",
-            "GRPC_LISTEN": f"127.0.0.1:{free_port()}",
+            "GRPC_LISTEN": self.grpc_address,
             "DATA_DIR": str(folder / "data"),
             "POOL_MIN_SIZE": "1",
             "POOL_MAX_SIZE": "16",
@@ -44,7 +45,7 @@ class Server:
 
     def start(self) -> None:
         with open(self.folder / "log", "ab") as log:
-            environment = {"PATH": os.environ["PATH"], **self._settings}
+            environment = {"PATH": os.environ["PATH"], **self.settings}
             self._process = subprocess.Popen([BINARY, "serve"], env=environment, stdin=subprocess.DEVNULL, stderr=log)
         until = time.monotonic() + START_DEADLINE
         while not self.answers():

@@ -23,3 +23,5 @@ class Connection(TypedDict, total=False):
     ca_file: LocalPath
     """A file with the certificates of the authorities to trust. Default: `SSL_CERT_FILE`, else those that come with
     gRPC."""
+    request_timeout: float
+    """How long a call may take that runs nothing for long, in seconds, with its retries. Default: 60."""

@@ -264,6 +264,9 @@ class Execution(CommandResult):
         """The value of the last expression as text; `None` without one."""
         return next((result.text for result in self.results if result.is_main), None)
 
+    def __str__(self) -> str:
+        return self.stdout + (self.text or "")
+
     def check(self) -> None:
         """Raises unless it ended well; the message is that of the code's own error where there is one."""
         if self.error is not None and not (self.timed_out or self.oom_killed or self.signal):

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from .errors import InvalidArgumentError
 
 DEFAULT_URL = "http://localhost:8080"
+# for calls that run nothing for long, in seconds
+REQUEST_TIMEOUT = 60.0
 # what a server answers at most: two outputs and the results, of 8 MiB each, and room
 MESSAGE_MAX = 64 * 1024 * 1024
 
@@ -28,6 +30,7 @@ class Settings:
     loopback: bool
     ca_file: Optional[str]
     user_id: str
+    request_timeout: float
     token: Optional[str] = field(default=None, repr=False)
     api_key: Optional[str] = field(default=None, repr=False)
     # whether a token may be asked for
@@ -42,6 +45,7 @@ class Settings:
         api_key: Optional[str] = None,
         user_id: Optional[str] = None,
         ca_file: Union[str, os.PathLike[str], None] = None,
+        request_timeout: Optional[float] = None,
     ) -> Settings:
         """Reads `CLOUD_SANDBOX_URL`, `…_TOKEN` and `…_API_KEY`, and `SSL_CERT_FILE`, for what is not given."""
         environment = os.environ.get
@@ -60,6 +64,7 @@ class Settings:
             loopback=_is_loopback(host),
             ca_file=os.fspath(authority) if secure and authority else None,
             user_id=user_id or _local_user(),
+            request_timeout=_positive("request_timeout", request_timeout, REQUEST_TIMEOUT),
             token=token,
             api_key=api_key,
             issues=token is None or api_key is not None or user_id is not None,
@@ -106,6 +111,14 @@ def _parse(url: str) -> tuple[bool, str, int]:
         raise InvalidArgumentError.of("base_url", f"{rule}, with nothing after the port and no user")
     secure = parts.scheme == "https"
     return secure, host, (443 if secure else 80) if port is None else port
+
+
+def _positive(field: str, given: Optional[float], default: float) -> float:
+    if given is None:
+        return default
+    if not given > 0:
+        raise InvalidArgumentError.of(field, f"must be more than 0 seconds, not {given!r}")
+    return float(given)
 
 
 def _is_loopback(host: str) -> bool:

@@ -91,9 +91,9 @@ def _details(packed: Optional[bytes]) -> Iterable[Any]:
 
 def _hint(message: str, base_url: str) -> str:
     words = message.lower()
-    if base_url.startswith("https:") and ("ssl" in words or "handshake" in words or "wrong_version" in words):
-        if "certificate" in words or "verify" in words:
-            return " (is its certificate's authority known? give ca_file=)"
+    if base_url.startswith("https:") and "certificate_verify_failed" in words:
+        return " (is its certificate's authority known? give ca_file=)"
+    if base_url.startswith("https:") and ("ssl" in words or "handshake" in words):
         return " (does it speak TLS? try http:)"
     if base_url.startswith("http:") and "connection refused" not in words:
         return " (if it speaks TLS, use https:)"

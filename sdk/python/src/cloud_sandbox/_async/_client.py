@@ -30,6 +30,7 @@ class AsyncClient:
         api_key: a key with which the server issues tokens. Default: `CLOUD_SANDBOX_API_KEY`.
         user_id: the user to ask a token for. Default: the local user's name.
         ca_file: the certificates of the authorities to trust. Default: `SSL_CERT_FILE`, else those of gRPC.
+        request_timeout: how long a call may take that runs nothing for long, in seconds. Default: 60.
     """
 
     def __init__(
@@ -40,8 +41,16 @@ class AsyncClient:
         api_key: Optional[str] = None,
         user_id: Optional[str] = None,
         ca_file: Union[str, os.PathLike[str], None] = None,
+        request_timeout: Optional[float] = None,
     ) -> None:
-        settings = Settings.resolve(base_url=base_url, token=token, api_key=api_key, user_id=user_id, ca_file=ca_file)
+        settings = Settings.resolve(
+            base_url=base_url,
+            token=token,
+            api_key=api_key,
+            user_id=user_id,
+            ca_file=ca_file,
+            request_timeout=request_timeout,
+        )
         self._transport = AsyncTransport(settings)
 
     @property
@@ -101,13 +110,21 @@ def transport_of(
     api_key: Optional[str] = None,
     user_id: Optional[str] = None,
     ca_file: Union[str, os.PathLike[str], None] = None,
+    request_timeout: Optional[float] = None,
 ) -> AsyncTransport:
     """The client's connection, or the one that all share who say the same."""
     if client is not None:
-        if any(given is not None for given in (base_url, token, api_key, user_id, ca_file)):
+        if any(given is not None for given in (base_url, token, api_key, user_id, ca_file, request_timeout)):
             raise InvalidArgumentError.of("client", "must be given alone: it knows its server and caller")
         return client._transport
-    settings = Settings.resolve(base_url=base_url, token=token, api_key=api_key, user_id=user_id, ca_file=ca_file)
+    settings = Settings.resolve(
+        base_url=base_url,
+        token=token,
+        api_key=api_key,
+        user_id=user_id,
+        ca_file=ca_file,
+        request_timeout=request_timeout,
+    )
     key = (settings, owner())
     found = _shared.pop(key, None) or AsyncTransport(settings)
     _shared[key] = found

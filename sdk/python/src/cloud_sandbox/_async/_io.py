@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, Callable, TypeVar, Union
 
 import grpc.aio
@@ -50,3 +50,24 @@ async def aside(work: Callable[[], T]) -> T:
 async def finish(work: Awaitable[Any]) -> None:
     """Does `work` to its end even though the caller has been cancelled."""
     await asyncio.shield(asyncio.ensure_future(work))
+
+
+async def each(
+    works: Sequence[Callable[[], Awaitable[T]]], concurrency: int, stop: Callable[[], Awaitable[Any]]
+) -> list[T]:
+    """Does all of `works`, so many at once. When that is interrupted, `stop` ends what is being done."""
+    room = asyncio.Semaphore(concurrency)
+
+    async def one(work: Callable[[], Awaitable[T]]) -> T:
+        async with room:
+            return await work()
+
+    tasks = [asyncio.ensure_future(one(work)) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -81,7 +81,7 @@ class AsyncSession(AsyncWorkspace):
             limits: limits other than the template's.
             request_id: an id of your own, by which a repeated call finds the first session instead of a second.
             client: the connection to use, instead of
-            **connection: `base_url`, `token`, `api_key`, `user_id`, `ca_file`: see `Connection`.
+            **connection: the server and the caller: see `Connection`.
         """
         transport = transport_of(client, **connection)
         mode = enum("network", scheduler_pb2.NetworkMode, network)
@@ -109,7 +109,7 @@ class AsyncSession(AsyncWorkspace):
         Args:
             session_id: its id.
             client: the connection to use, instead of
-            **connection: `base_url`, `token`, `api_key`, `user_id`, `ca_file`: see `Connection`.
+            **connection: the server and the caller: see `Connection`.
 
         Raises:
             SessionNotFoundError: there is none.
@@ -302,7 +302,7 @@ class AsyncSession(AsyncWorkspace):
             state: only those in this state: `running`, `paused`, `failed`, …
             newest_first: the other way round.
             client: the connection to use, instead of
-            **connection: `base_url`, `token`, `api_key`, `user_id`, `ca_file`: see `Connection`.
+            **connection: the server and the caller: see `Connection`.
         """
         transport = transport_of(client, **connection)
         request = session_pb2.ListSessionsRequest(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, TypeVar
 
 import grpc
@@ -46,3 +48,17 @@ def aside(work: Callable[[], T]) -> T:
 
 def finish(_: Any) -> None:
     """Nothing: the work was done when it was called."""
+
+
+def each(works: Sequence[Callable[[], T]], concurrency: int, stop: Callable[[], Any]) -> list[T]:
+    """Does all of `works`, so many at once. When that is interrupted, `stop` ends what is being done."""
+    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="cloud-sandbox")
+    try:
+        return [future.result() for future in [pool.submit(work) for work in works]]
+    except BaseException:
+        # what has not begun does not begin; what has, ends by `stop`
+        pool.shutdown(wait=False, cancel_futures=True)
+        stop()
+        raise
+    finally:
+        pool.shutdown(wait=True)

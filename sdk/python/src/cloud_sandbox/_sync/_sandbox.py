@@ -70,7 +70,7 @@ class Sandbox(Workspace):
             limits: limits other than the template's: `{"memory_bytes": 2**30, "cpu_millis": 500}`.
             request_id: an id of your own, by which a repeated call finds the first sandbox instead of a second.
             client: the connection to use, instead of
-            **connection: `base_url`, `token`, `api_key`, `user_id`, `ca_file`: see `Connection`.
+            **connection: the server and the caller: see `Connection`.
 
         Raises:
             ServiceConnectionError: the server cannot be reached.
@@ -98,7 +98,7 @@ class Sandbox(Workspace):
         Args:
             sandbox_id: its id.
             client: the connection to use, instead of
-            **connection: `base_url`, `token`, `api_key`, `user_id`, `ca_file`: see `Connection`.
+            **connection: the server and the caller: see `Connection`.
 
         Raises:
             SandboxNotFoundError: there is none.
@@ -136,7 +136,7 @@ class Sandbox(Workspace):
         """Releases it: destroys it with all that runs and lies in it. Doing it twice is once.
 
         Returns:
-            Whether it was still there.
+            Whether anything of it was still there: of one that has ended, what was printed in it is.
         """
         request = scheduler_pb2.ReleaseSandboxRequest(sandbox_id=self.sandbox_id)
         try:
@@ -175,7 +175,7 @@ class Sandbox(Workspace):
             state: only those in this state: `acquired`, `paused`.
             template: only those of this template.
             client: the connection to use, instead of
-            **connection: `base_url`, `token`, `api_key`, `user_id`, `ca_file`: see `Connection`.
+            **connection: the server and the caller: see `Connection`.
         """
         transport = transport_of(client, **connection)
         request = scheduler_pb2.ListSandboxesRequest(

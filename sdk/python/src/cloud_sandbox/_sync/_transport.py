@@ -21,8 +21,6 @@ from ._io import Channel, Lock, open_channel, owner, sleep
 
 M = TypeVar("M", bound=Message)
 
-# for calls that name no deadline of their own, in seconds
-CALL_TIMEOUT = 60.0
 # a stream lasts a day at most, as the longest execution
 STREAM_TIMEOUT = 86_400.0
 
@@ -42,14 +40,14 @@ class Transport:
         self._callables: dict[str, Any] = {}
 
     def unary(
-        self, request: Message, answer: type[M], *, timeout: float = CALL_TIMEOUT, repeatable: Optional[bool] = None
+        self, request: Message, answer: type[M], *, timeout: Optional[float] = None, repeatable: Optional[bool] = None
     ) -> M:
-        """Makes a call with one answer, within `timeout` seconds with all its retries.
+        """Makes a call with one answer, within `timeout` seconds (or the settings') with all its retries.
 
         `repeatable` says whether a second call does nothing more than one; by default the contract says it.
         """
         method = method_of(type(request))
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + (self.settings.request_timeout if timeout is None else timeout)
         retry = Retry(repeatable=method.repeatable if repeatable is None else repeatable, deadline=deadline)
         renewed = False
         while True:
@@ -160,10 +158,10 @@ class Transport:
             left = max(deadline - time.monotonic(), 0.001)
             return self._credentials.accept(self.issue(self._credentials.request(), timeout=left))
 
-    def issue(self, request: auth_pb2.IssueTokenRequest, *, timeout: float = CALL_TIMEOUT) -> Issued:
+    def issue(self, request: auth_pb2.IssueTokenRequest, *, timeout: Optional[float] = None) -> Issued:
         """Has the server issue a token, which is asked with the API key, or the token there is, or nothing."""
         method, answer = method_of(type(request)), auth_pb2.IssueTokenResponse
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + (self.settings.request_timeout if timeout is None else timeout)
         retry = Retry(repeatable=True, deadline=deadline)
         while True:
             call = self._callable("unary_unary", method.path, request, answer)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, Optional, Union, overload
 
 from .._files import Data, FileInfo, LocalPath, Progress, Source
+from .._junit import TestReport
 from .._local import Wanted
 from .._metrics import PROBE, read_metrics
 from .._models import CodeContext, Metrics, SandboxInfo
@@ -18,6 +19,7 @@ from ._commands import Commands, Pty, run
 from ._contexts import Contexts
 from ._files import Files
 from ._io import Callback
+from ._testing import run_tests
 from ._transport import Transport
 
 
@@ -123,6 +125,30 @@ class Workspace(Contexts):
     ) -> CommandResult:
         """Runs a command to its end: `commands.run()` with the arguments that are wanted most."""
         return self.commands.run(command, cwd=cwd, envs=envs, stdin=stdin, timeout=timeout, check=check)
+
+    def run_tests(
+        self,
+        command: Union[str, Sequence[str]] = "pytest -q",
+        *,
+        cwd: Optional[SandboxPath] = None,
+        envs: Optional[Mapping[str, str]] = None,
+        timeout: float = 300.0,
+    ) -> TestReport:
+        """Runs tests and reads what they said.
+
+        pytest is asked for its JUnit report, which tells of every test; of `unittest`, and of pytest where that did not
+        come, the output is read; of any other runner the exit code.
+
+        Args:
+            command: a line for the shell, or the words of a program: `pytest -q tests`, `python3 -m unittest`.
+            cwd: the folder to run in. Default: `/workspace`.
+            envs: environment on top of the sandbox's.
+            timeout: seconds after which the run is killed, up to 86400.
+
+        Returns:
+            The counts, and each test with its place, message and duration.
+        """
+        return run_tests(self.commands, self.files, command, cwd=cwd, envs=envs, timeout=timeout)
 
     @overload
     def read_file(self, path: SandboxPath, *, format: Literal["text"] = "text") -> str: ...
