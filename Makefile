@@ -106,8 +106,8 @@ lint-sdk: $(VENV)/.sdk
 	cd $(SDK) && $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 .PHONY: bench
-bench: build ## measure speed and write docs/benchmarks.md
-	@python3 tests/bench/bench.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+bench: setup build ## measure speed and write docs/benchmarks.md
+	@RCLONE="$$(command -v rclone || echo $(VENV)/bin/rclone)" python3 tests/bench/bench.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
 .PHONY: clean
 clean: stop ## remove everything that was built or fetched here

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import re
 import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -18,6 +21,8 @@ from typing import Any, NamedTuple
 
 CONTEXTS = Path(__file__).resolve().parents[2] / "crates/node/src/contexts"
 Message = dict[str, Any]
+# What the node puts in the place of its import, as `kernels.rs` does.
+INCLUDED = re.compile(r"^from python_format import .*$", re.MULTILINE)
 PATIENCE = 30.0
 
 
@@ -203,6 +208,15 @@ class KernelTest(unittest.TestCase):
 
     def wait_for_file(self, path: Path) -> None:
         self.eventually(path.exists, lambda: path)
+
+
+def python_program() -> str:
+    """The Python interpreter as it is inside of a sandbox, in a folder of its own."""
+    program, part = (Path(CONTEXTS, name).read_text() for name in ("python.py", "python_format.py"))
+    path = Path(tempfile.mkdtemp(prefix="kernel-"), "kernel.py")
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    path.write_text(INCLUDED.sub(lambda _: part, program, count=1))
+    return str(path)
 
 
 def node() -> str | None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import CONTEXTS, KernelTest
+from harness import KernelTest, python_program
 
 RICH = """
 class Rich:
@@ -29,7 +29,7 @@ class Rich:
 
 
 class PythonTest(KernelTest):
-    command = [sys.executable, str(CONTEXTS / "python.py")]
+    command = [sys.executable, python_program()]
 
 
 class Cells(PythonTest):

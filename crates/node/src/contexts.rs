@@ -12,6 +12,7 @@ mod idle;
 mod interpreter;
 mod kernels;
 mod owner;
+mod saved;
 mod turn;
 
 use std::{
@@ -41,9 +42,12 @@ use crate::{
     signals,
 };
 
-use context::{Command, Context, Waiting, not_found};
+use context::{Command, Context, Waiting, Wanted, not_found};
 use kernels::Kernel;
 use owner::Owner;
+
+pub(crate) use frames::Kept;
+pub(crate) use saved::{bring_back, save_all, values_file};
 
 /// Contexts of one sandbox.
 const CONTEXTS_MAX: usize = 16;
@@ -70,14 +74,6 @@ struct State {
     requests: VecDeque<(String, u64, ContextId)>,
 }
 
-/// A context that is wanted.
-struct Wanted {
-    kernel: &'static Kernel,
-    is_default: bool,
-    cwd: String,
-    env: std::collections::HashMap<String, String>,
-}
-
 impl Contexts {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -99,9 +95,9 @@ impl Contexts {
         self.state().contexts.retain(|context| context.id != id);
     }
 
-    fn hash(&self, request: &v1::CreateContextRequest) -> u64 {
-        let env: BTreeMap<_, _> = request.env.iter().collect();
-        self.keys.hash_one((&request.language, &request.cwd, env))
+    fn hash(&self, wanted: &Wanted) -> u64 {
+        let env: BTreeMap<_, _> = wanted.env.iter().collect();
+        self.keys.hash_one((wanted.kernel.language, &wanted.cwd, env))
     }
 }
 
@@ -141,7 +137,7 @@ impl State {
         &mut self,
         node: &Arc<Shared>,
         sandbox: &Arc<Sandbox>,
-        wanted: Wanted,
+        (id, wanted): (ContextId, Wanted),
         at_once: bool,
     ) -> Result<Arc<Context>> {
         if self.contexts.len() >= CONTEXTS_MAX {
@@ -149,8 +145,7 @@ impl State {
             return Err(Error::new(ErrorKind::ResourceExhausted, reason::CONTEXT_LIMIT, message));
         }
         let (commands, mailbox) = mpsc::unbounded_channel();
-        let Wanted { kernel, is_default, cwd, env } = wanted;
-        let context = Arc::new(Context::new(kernel, is_default, cwd, env, commands));
+        let context = Arc::new(Context::new(id, wanted, commands));
         self.contexts.push(Arc::clone(&context));
         let owner = Owner::new(Arc::clone(node), Arc::clone(sandbox), Arc::clone(&context), mailbox);
         let span = tracing::info_span!("context", sandbox_id = %sandbox.id, context_id = %context.id);
@@ -178,15 +173,15 @@ pub(crate) async fn create(
 ) -> Result<v1::Context> {
     sandbox.usable()?;
     let kernel = validate(&request)?;
-    let hash = sandbox.contexts.hash(&request);
+    let cwd = if request.cwd.is_empty() { CWD_DEFAULT.to_owned() } else { request.cwd };
+    let wanted = Wanted { kernel, is_default: false, cwd, env: request.env };
+    let hash = sandbox.contexts.hash(&wanted);
     let (context, is_ours) = {
         let mut state = sandbox.contexts.state();
         match state.earlier(&request.request_id, hash)? {
             Some(earlier) => (earlier, false),
             None => {
-                let cwd = if request.cwd.is_empty() { CWD_DEFAULT.to_owned() } else { request.cwd };
-                let wanted = Wanted { kernel, is_default: false, cwd, env: request.env };
-                let context = state.add(node, sandbox, wanted, true)?;
+                let context = state.add(node, sandbox, (ContextId::generate(), wanted), true)?;
                 let is_named = !request.request_id.is_empty();
                 state.remember(request.request_id, hash, context.id);
                 (context, !is_named)
@@ -295,7 +290,7 @@ fn default_context(
         return Ok(Arc::clone(context));
     }
     let wanted = Wanted { kernel, is_default: true, cwd: CWD_DEFAULT.to_owned(), env: Default::default() };
-    state.add(node, sandbox, wanted, at_once)
+    state.add(node, sandbox, (ContextId::generate(), wanted), at_once)
 }
 
 /// Runs a job as `execution`: waits for its turn in its context and returns when it has ended.

@@ -14,6 +14,7 @@ mod pieces;
 mod query;
 pub(crate) mod record;
 mod register;
+mod saved;
 pub(crate) mod spec;
 mod stream;
 
@@ -37,6 +38,7 @@ pub(crate) use query::{grep, list, read};
 pub(crate) use record::{Exit, Owned};
 pub(crate) use register::Executions;
 use register::{Beginning, Turn};
+pub(crate) use saved::{again, describe_command};
 use spec::{Mode, Plan, What};
 pub(crate) use stream::events;
 
@@ -144,6 +146,7 @@ pub(crate) fn execute(
     let sandbox = place.live()?;
     let lease = sandbox.usable()?;
     let id = ExecutionId::generate();
+    let kept = (mode == Mode::Background || detached).then(|| saved::kept(&request));
     let Plan { what, mut head } = Plan::new(request, (sandbox.id, id), &lease.env, &sandbox.template, mode)?;
     head.fingerprint = fingerprint;
     let beginning = Beginning { id, head, stdin: what.stdin() };
@@ -152,6 +155,9 @@ pub(crate) fn execute(
         Turn::First(execution) => execution,
     };
     // before it can end
+    if let Some(kept) = kept {
+        execution.keep_request(kept);
+    }
     let hold = execution.log.hold();
     spawn(node, &sandbox, &execution, what);
     Ok(Caller { execution, only: request_id.is_empty() && !detached, late: false, _hold: hold })

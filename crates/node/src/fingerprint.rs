@@ -21,7 +21,9 @@ pub(crate) fn of_acquire(request: &v1::AcquireSandboxRequest) -> u64 {
 
 /// Of what is to be run. Where does not count: a session that was resumed in another sandbox remembers its ids.
 pub(crate) fn of_execute(request: &v1::ExecuteRequest) -> Vec<u8> {
-    let mut request = v1::ExecuteRequest { sandbox_id: String::new(), ..request.clone() };
+    let mut request = request.clone();
+    request.sandbox_id.clear();
+    request.session_id.clear();
     let maps = [std::mem::take(&mut request.env)];
     hash(&request, &maps)[..16].to_vec()
 }

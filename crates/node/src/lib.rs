@@ -16,6 +16,7 @@ mod acquire;
 mod agent;
 mod archive;
 mod claims;
+mod contents;
 mod contexts;
 mod executions;
 mod files;

@@ -11,7 +11,7 @@ use std::{
 
 use cloud_sandbox_journal::{Journal, Recovered};
 use cloud_sandbox_model::{
-    SandboxId,
+    NodeId, SandboxId,
     error::{Error, Result, chain},
 };
 use cloud_sandbox_proto::{
@@ -282,6 +282,12 @@ impl Node {
         FileService::server(&self.shared)
     }
 
+    /// The node, as the directory names it.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.shared.options.id
+    }
+
     /// Takes no more sandboxes; those there are stay usable.
     pub fn set_draining(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
@@ -311,6 +317,12 @@ impl Node {
             tracing::error!(sandboxes = ?left, "node stopped before everything was destroyed");
         }
         left.len()
+    }
+
+    /// What its tasks share, for tests.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// The census, for tests.

@@ -14,7 +14,8 @@ use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Rate
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
-use cloud_sandbox_storage::Directory;
+use cloud_sandbox_session::Parts;
+use cloud_sandbox_storage::{Directory, WorkspaceStore};
 use cloud_sandbox_telemetry::Metrics;
 use http::{
     HeaderMap, StatusCode,
@@ -43,6 +44,8 @@ const RUN_DIR: &str = "run";
 /// The folder of what executions printed.
 const JOURNAL_DIR: &str = "journal";
 const SESSIONS_FILE: &str = "sessions.db";
+/// The folder of checkpoints.
+const WORKSPACES_DIR: &str = "workspaces";
 
 /// Runs a serving mode until a signal ends it.
 pub async fn serve(resolved: &Resolved, metrics: Metrics) -> anyhow::Result<()> {
@@ -81,21 +84,24 @@ impl Start<'_> {
         let edge = Port::bind(settings.listen, "listen").await?;
         let grpc = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
+        let workspaces = self.workspaces().await?;
         let runtime = system::runtime(settings, self.run_dir())?;
         let shared = settings.redis_url.is_some();
         let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
         let node = self.node(address.clone(), runtime.clone(), &directory).await?;
 
         let of_services = AuthLayer::for_services(self.tokens.clone());
-        let nodes = Services::new(system::node_routes(&node), of_services, vec![shared_in(&directory)]);
+        let stores = vec![shared_in(&directory), saved_in(&workspaces)];
+        let nodes = Services::new(system::node_routes(&node), of_services, stores);
         let services = |routes, stores| Services::new(routes, AuthLayer::new(self.tokens.clone()), stores);
         let own = in_process(nodes.router.clone());
         let dial = |name| system::dial(&self.tokens, name, Some((&address, own.clone())));
         let scheduler = system::scheduler_routes(Arc::clone(&directory), dial("scheduler"));
         let scheduler = services(scheduler, vec![shared_in(&directory)]);
         let upstream = |services: &Services| in_process(services.router.clone());
-        let (sessions, session) = self.sessions(upstream(&scheduler), &directory, &dial("session-manager")).await?;
-        let session = services(session, vec![shared_in(&directory), kept_in(&sessions)]);
+        let sessions = self.sessions(upstream(&scheduler), &directory, &workspaces, dial("session-manager")).await?;
+        let session = sessions.routes();
+        let session = services(session, vec![shared_in(&directory), kept_in(&sessions), saved_in(&workspaces)]);
         let exec = system::exec_routes(Arc::clone(&directory), dial("exec"), upstream(&session));
         let exec = services(exec, vec![shared_in(&directory)]);
 
@@ -118,17 +124,16 @@ impl Start<'_> {
         })
     }
 
-    /// The sessions, and their service.
     async fn sessions(
         &self,
         scheduler: Upstream,
         directory: &Arc<dyn Directory>,
-        dial: &Arc<dyn Dial>,
-    ) -> anyhow::Result<(Sessions, Routes)> {
+        workspaces: &Arc<dyn WorkspaceStore>,
+        dial: Arc<dyn Dial>,
+    ) -> anyhow::Result<Sessions> {
         let path = self.data_dir.join(SESSIONS_FILE);
-        let sessions = Sessions::open(self.settings, &path, Arc::clone(directory), Arc::clone(dial)).await?;
-        let routes = sessions.routes(scheduler, Arc::clone(directory), Arc::clone(dial));
-        Ok((sessions, routes))
+        let (workspaces, directory) = (Arc::clone(workspaces), Arc::clone(directory));
+        Sessions::open(self.settings, &path, |store| Parts { store, workspaces, directory, dial, scheduler }).await
     }
 
     async fn gateway_alone(&self) -> anyhow::Result<Server> {
@@ -158,13 +163,14 @@ impl Start<'_> {
         let settings = self.settings;
         let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
+        let workspaces = self.workspaces().await?;
         let runtime = system::runtime(settings, self.run_dir())?;
         let address = self.advertised(port.address());
         let node = self.node(address, runtime.clone(), &directory).await?;
         let routes = system::node_routes(&node);
         self.announce(port.address(), None, Some(&runtime));
-        let mut server =
-            self.role(port, routes, AuthLayer::for_services(self.tokens.clone()), vec![shared_in(&directory)])?;
+        let stores = vec![shared_in(&directory), saved_in(&workspaces)];
+        let mut server = self.role(port, routes, AuthLayer::for_services(self.tokens.clone()), stores)?;
         server.node = Some(node);
         Ok(server)
     }
@@ -174,11 +180,15 @@ impl Start<'_> {
         let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
         let dial = |name| system::dial(&self.tokens, name, None);
+        let mut stores = vec![shared_in(&directory)];
         let (sessions, routes) = match self.resolved.mode {
             Mode::Scheduler => (None, system::scheduler_routes(Arc::clone(&directory), dial("scheduler"))),
             Mode::SessionManager => {
                 let scheduler = remote(&settings.scheduler_url)?;
-                let (sessions, routes) = self.sessions(scheduler, &directory, &dial("session-manager")).await?;
+                let workspaces = self.workspaces().await?;
+                let sessions = self.sessions(scheduler, &directory, &workspaces, dial("session-manager")).await?;
+                stores.extend([kept_in(&sessions), saved_in(&workspaces)]);
+                let routes = sessions.routes();
                 (Some(sessions), routes)
             }
             _ => {
@@ -187,8 +197,6 @@ impl Start<'_> {
             }
         };
         self.announce(port.address(), None, None);
-        let mut stores = vec![shared_in(&directory)];
-        stores.extend(sessions.as_ref().map(kept_in));
         let mut server = self.role(port, routes, AuthLayer::new(self.tokens.clone()), stores)?;
         server.sessions = sessions;
         Ok(server)
@@ -235,6 +243,11 @@ impl Start<'_> {
         system::node(self.settings, address, journal, runtime, Arc::clone(directory)).await
     }
 
+    /// Where checkpoints lie.
+    async fn workspaces(&self) -> anyhow::Result<Arc<dyn WorkspaceStore>> {
+        system::workspaces(self.settings, &self.data_dir.join(WORKSPACES_DIR)).await
+    }
+
     fn run_dir(&self) -> PathBuf {
         self.data_dir.join(RUN_DIR)
     }
@@ -252,13 +265,14 @@ impl Start<'_> {
         let mode = self.resolved.mode.name();
         let grpc = grpc.map(tracing::field::display);
         let directory = if settings.redis_url.is_some() { "redis" } else { "memory" };
+        let workspaces = if settings.s3.bucket.is_some() { "s3" } else { "files" };
         let (pool_min, pool_max) = (settings.pool_min_size, settings.pool_max_size);
         for (name, instead) in &self.resolved.unheeded {
             tracing::warn!("{name} has no effect: {instead}");
         }
         match runtime {
             Some(runtime) => tracing::info!(
-                version, %data_dir, grpc, directory, pool_min, pool_max,
+                version, %data_dir, grpc, directory, workspaces, pool_min, pool_max,
                 runtime = settings.sandbox_runtime,
                 cgroups = runtime.cgroups().unwrap_or_else(|| "none".to_owned()),
                 "{mode} is ready on http://{listening}"
@@ -276,6 +290,11 @@ fn shared_in(directory: &Arc<dyn Directory>) -> Store {
 /// The same of the sessions.
 fn kept_in(sessions: &Sessions) -> Store {
     Store::Sessions(Arc::clone(&sessions.store))
+}
+
+/// The same of checkpoints.
+fn saved_in(workspaces: &Arc<dyn WorkspaceStore>) -> Store {
+    Store::Workspaces(Arc::clone(workspaces))
 }
 
 /// A service of another process.

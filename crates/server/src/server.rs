@@ -1,7 +1,7 @@
 //! A process that serves: from the first call to the clean end.
 //!
 //! Invariant: the end is the start in reverse. Readiness goes first, then the ports, then the calls under way, then the
-//! sandboxes; what the process held is held until nobody uses it any more.
+//! sessions are saved, then the sandboxes go; what the process held is held until nobody uses it any more.
 
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use crate::{
 
 /// How long calls that had no more time may take to say so.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
+
+/// How long saving the sessions may take before their sandboxes go.
+const EVACUATE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a process serves, and what ends with it.
 pub struct Server {
@@ -44,10 +47,8 @@ impl Server {
         for readiness in &self.readiness {
             reporting.spawn(readiness.clone().keep_reported());
         }
-        let reconciling = self
-            .sessions
-            .as_ref()
-            .map(|sessions| tokio::spawn(sessions.reconciler.clone().run(stop.clone().cancelled_owned())));
+        let keeping =
+            self.sessions.as_ref().map(|sessions| tokio::spawn(sessions.keeper().run(stop.clone().cancelled_owned())));
         let (signal, _) = signals.next().await;
         tracing::info!(signal, seconds = self.drain_timeout.as_secs(), "stopping: calls under way may end");
         signals.exit_at_the_next();
@@ -75,10 +76,17 @@ impl Server {
         if cut > 0 {
             tracing::warn!(connections = cut, "cut what did not end in time");
         }
-        if let Some(reconciling) = reconciling
-            && let Err(error) = reconciling.await
+        if let Some(keeping) = keeping
+            && let Err(error) = keeping.await
         {
-            tracing::error!(%error, "the session reconciler did not end by itself");
+            tracing::error!(%error, "the session keeper did not end by itself");
+        }
+        if let (Some(sessions), Some(node)) = (&self.sessions, &self.node) {
+            // the sandboxes end with this process, the sessions do not
+            let evacuated = timeout(EVACUATE_WITHIN, sessions.keeper().evacuate(node.id())).await;
+            if evacuated.is_err() {
+                tracing::warn!("not every session could be saved in time; those fail with their sandboxes");
+            }
         }
         let left = match &self.node {
             Some(node) => node.shutdown(DESTROY_PATIENCE).await,

@@ -7,6 +7,7 @@ mod defaults;
 mod file;
 mod print;
 mod rules;
+mod s3;
 mod table;
 mod values;
 
@@ -19,6 +20,7 @@ use cloud_sandbox_telemetry::LogFormat;
 pub use defaults::Host;
 pub use print::{print, write_default};
 pub use rules::is_well_known;
+pub use s3::S3Settings;
 pub use table::{Kind, Row, TABLE};
 pub use values::Secret;
 
@@ -88,12 +90,16 @@ pub struct Settings {
     pub journal_retention_seconds: u32,
     pub journal_execution_bytes: u64,
     pub journal_total_bytes: u64,
+    pub session_frozen_seconds: u32,
+    pub checkpoints_kept: u32,
+    pub checkpoints_kept_days: u32,
     pub rate_limit_per_second: u32,
     pub rate_limit_burst: u32,
     pub max_body_bytes: u64,
     pub drain_timeout_seconds: u32,
     pub redis_url: Option<String>,
     pub database_url: Option<Secret<String>>,
+    pub s3: S3Settings,
     pub scheduler_url: String,
     pub session_url: String,
     pub exec_url: String,
@@ -168,11 +174,8 @@ pub struct Given<'a> {
 }
 
 /// Variables that people know for this service and that this version does not heed, with what holds instead.
-const UNHEEDED: [(&str, &str); 3] = [
-    ("SANDBOX_IMAGE", "there is no Docker runtime yet: sandboxes show the host's /usr"),
-    ("S3_ENDPOINT", "nothing is kept in S3 yet"),
-    ("S3_BUCKET", "nothing is kept in S3 yet"),
-];
+const UNHEEDED: [(&str, &str); 1] =
+    [("SANDBOX_IMAGE", "there is no Docker runtime yet: sandboxes show the host's /usr")];
 
 /// The effective settings and where each came from.
 #[derive(Debug, Clone)]

@@ -15,9 +15,10 @@ use cloud_sandbox_rpc::{Dial, LocalDial, RemoteDial, Upstream, upstream::BoxErro
 use cloud_sandbox_runtime::Runtime;
 use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
 use cloud_sandbox_scheduler::SchedulerService;
-use cloud_sandbox_session::{SessionReconciler, SessionService};
+use cloud_sandbox_session::{Options as SessionOptions, Parts, SessionKeeper, SessionService};
 use cloud_sandbox_storage::{
-    Directory, MemoryDirectory, PostgresSessions, RedisDirectory, SessionStore, SqliteSessions,
+    Directory, FileWorkspaces, MemoryDirectory, PostgresSessions, RedisDirectory, S3Workspaces, SessionStore,
+    SqliteSessions, WorkspaceStore,
 };
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
@@ -29,6 +30,8 @@ pub const DESTROY_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a new node may take to be in the directory. It reports itself at once.
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long what is being done with sessions may take to end; the next process goes on with what is left.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
 const REPORT_POLL: Duration = Duration::from_millis(1);
 
 /// The directory that the settings name.
@@ -36,6 +39,18 @@ pub async fn directory(settings: &Settings) -> anyhow::Result<Arc<dyn Directory>
     let Some(url) = &settings.redis_url else { return Ok(Arc::new(MemoryDirectory::new())) };
     let directory = RedisDirectory::connect(url).await.context("failed to connect to Redis (setting redis_url)")?;
     Ok(Arc::new(directory))
+}
+
+/// Where checkpoints lie: in the bucket that the settings name; unless they name one, in the folder at `path`.
+pub async fn workspaces(settings: &Settings, path: &Path) -> anyhow::Result<Arc<dyn WorkspaceStore>> {
+    if let Some(options) = settings.s3.options() {
+        let connected = S3Workspaces::connect(options).await;
+        return Ok(Arc::new(connected.context(
+            "failed to open the workspaces in S3 (settings s3_bucket, s3_endpoint, s3_region and s3_access_key_id)",
+        )?));
+    }
+    let opened = FileWorkspaces::open(path).await;
+    Ok(Arc::new(opened.with_context(|| format!("failed to open the workspaces in {}", path.display()))?))
 }
 
 /// The runtime, prepared. Each protection that this host does not offer is logged, or ends the start where the
@@ -151,33 +166,52 @@ pub fn exec_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>, session: 
     Routes::new(ExecService::new(directory, dial, session).grpc()).add_service(contexts).add_service(files)
 }
 
-/// What keeps sessions: their store, and what brings those to an end that a crash left half-way.
+/// What keeps sessions: their store, and what looks after them.
 pub struct Sessions {
     pub store: Arc<dyn SessionStore>,
-    pub reconciler: SessionReconciler,
+    sessions: cloud_sandbox_session::Sessions,
 }
 
 impl Sessions {
-    /// Opens the store that the settings name; unless they name one, the file at `path`.
+    /// The sessions in the store that the settings name; unless they name one, in the file at `path`. `parts` is handed
+    /// the store and gives the rest.
     pub async fn open(
         settings: &Settings,
         path: &Path,
-        directory: Arc<dyn Directory>,
-        dial: Arc<dyn Dial>,
+        parts: impl FnOnce(Arc<dyn SessionStore>) -> Parts,
     ) -> anyhow::Result<Self> {
         let store = session_store(settings, path).await?;
-        let reconciler = SessionReconciler::new(Arc::clone(&store), directory, dial);
-        Ok(Self { store, reconciler })
+        let (parts, options) = (parts(Arc::clone(&store)), session_options(settings));
+        Ok(Self { store, sessions: cloud_sandbox_session::Sessions::new(parts, options) })
     }
 
     /// `SessionService`.
-    pub fn routes(&self, scheduler: Upstream, directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
-        Routes::new(SessionService::new(Arc::clone(&self.store), scheduler, directory, dial).grpc())
+    pub fn routes(&self) -> Routes {
+        Routes::new(SessionService::new(self.sessions.clone()).grpc())
     }
 
-    /// Closes the store after what is under way.
+    /// What looks after the sessions.
+    pub fn keeper(&self) -> SessionKeeper {
+        SessionKeeper::new(self.sessions.clone())
+    }
+
+    /// Waits for what is being done with sessions, then closes the store.
     pub async fn close(self) {
+        self.sessions.settle(SETTLE_PATIENCE).await;
         self.store.close().await;
+    }
+}
+
+fn session_options(settings: &Settings) -> SessionOptions {
+    let defaults = SessionOptions::default();
+    SessionOptions {
+        frozen_for: Duration::from_secs(settings.session_frozen_seconds.into()),
+        checkpoints_kept: settings.checkpoints_kept as usize,
+        checkpoints_kept_for: Duration::from_secs(u64::from(settings.checkpoints_kept_days) * 86_400),
+        // a directory in memory knows every sandbox that there is
+        missing_patience: if settings.redis_url.is_some() { defaults.missing_patience } else { Duration::ZERO },
+        alone: settings.database_url.is_none(),
+        ..defaults
     }
 }
 

@@ -11,4 +11,4 @@ pub use directory::{memory::MemoryDirectory, redis::RedisDirectory};
 pub use error::StorageError;
 pub use sessions::{CheckpointRecord, SessionFilter, SessionRecord, SessionStore};
 pub use sessions::{postgres::PostgresSessions, sqlite::SqliteSessions};
-pub use workspaces::{WorkspaceStore, file::FileWorkspaces, s3::S3Workspaces};
+pub use workspaces::{WorkspaceStore, file::FileWorkspaces, s3::S3Options, s3::S3Workspaces};

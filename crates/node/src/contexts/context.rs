@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::kernels::Kernel;
+use super::{frames::Kept, kernels::Kernel};
 use crate::executions::{Execution, Job};
 
 /// Executions that may wait in one context.
@@ -36,6 +36,15 @@ pub(super) enum Command {
     /// answered with what is cancelled when the running execution has ended, or with nothing when none runs
     Interrupt(oneshot::Sender<Option<CancellationToken>>),
     Delete(Reply<()>),
+    /// save the variables to a file, or load them from it
+    Keep(Keeping, oneshot::Sender<Kept>),
+}
+
+/// What is done with the variables, and the file that is for it.
+#[derive(Debug)]
+pub(super) enum Keeping {
+    Save(String),
+    Load(String),
 }
 
 /// An execution that waits.
@@ -64,6 +73,14 @@ pub(super) struct View {
     pub(super) begun: Option<Result<(), Status>>,
 }
 
+/// A context that is wanted.
+pub(super) struct Wanted {
+    pub(super) kernel: &'static Kernel,
+    pub(super) is_default: bool,
+    pub(super) cwd: String,
+    pub(super) env: HashMap<String, String>,
+}
+
 /// The handle.
 pub(crate) struct Context {
     pub(crate) id: ContextId,
@@ -80,16 +97,11 @@ pub(crate) struct Context {
 
 impl Context {
     /// One whose owner is about to be started with what it hears through `mailbox`.
-    pub(super) fn new(
-        kernel: &'static Kernel,
-        is_default: bool,
-        cwd: String,
-        env: HashMap<String, String>,
-        mailbox: mpsc::UnboundedSender<Command>,
-    ) -> Self {
+    pub(super) fn new(id: ContextId, wanted: Wanted, mailbox: mpsc::UnboundedSender<Command>) -> Self {
+        let Wanted { kernel, is_default, cwd, env } = wanted;
         let view = View { state: ContextState::Dead, ..View::default() };
         Self {
-            id: ContextId::generate(),
+            id,
             kernel,
             is_default,
             cwd,

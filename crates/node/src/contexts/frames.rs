@@ -7,7 +7,10 @@ use std::collections::HashMap;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Buf, Bytes, BytesMut};
-use cloud_sandbox_proto::v1::{CodeError, CodeResult};
+use cloud_sandbox_proto::{
+    checkpoint::v1::LostVariable,
+    v1::{CodeError, CodeResult},
+};
 use serde::Deserialize;
 
 /// The longest line.
@@ -18,6 +21,10 @@ const FORMS_MAX: usize = 64;
 const MIME_MAX: usize = 256;
 const NAME_MAX: usize = 1024;
 const TEXT_MAX: usize = 256 * 1024;
+/// Variables of a context, and how long their names and the reasons of their loss are, in bytes.
+const VARIABLES_MAX: usize = 10_000;
+const VARIABLE_MAX: usize = 1024;
+const REASON_MAX: usize = 1024;
 
 /// A message of an interpreter.
 #[derive(Debug, PartialEq)]
@@ -37,8 +44,36 @@ pub(super) enum Frame {
         id: String,
         exit_code: i32,
     },
+    /// its variables were saved, or loaded
+    Values {
+        id: String,
+        kept: Kept,
+    },
     /// nothing we know
     Other,
+}
+
+/// What became of an interpreter's variables.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Kept {
+    /// those that were saved, or have their values again
+    pub(crate) variables: Vec<String>,
+    pub(crate) lost: Vec<LostVariable>,
+    /// why there is nothing at all
+    pub(crate) failure: Option<String>,
+}
+
+impl Kept {
+    pub(super) fn nothing(why: impl Into<String>) -> Self {
+        Self { failure: Some(why.into()), ..Self::default() }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawLost {
+    name: String,
+    reason: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -54,6 +89,9 @@ struct Raw {
     value: String,
     traceback: String,
     exit_code: i32,
+    variables: Vec<String>,
+    lost: Vec<RawLost>,
+    failure: Option<String>,
 }
 
 impl Frame {
@@ -77,6 +115,7 @@ impl Frame {
                 },
             },
             "done" => Self::Done { id, exit_code: raw.exit_code },
+            "values" => Self::Values { id, kept: kept(raw.variables, raw.lost, raw.failure) },
             _ => Self::Other,
         })
     }
@@ -85,6 +124,20 @@ impl Frame {
 fn cut(mut text: String, max: usize) -> String {
     text.truncate(text.floor_char_boundary(max));
     text
+}
+
+/// As many variables, names and reasons as the contract has.
+fn kept(variables: Vec<String>, lost: Vec<RawLost>, failure: Option<String>) -> Kept {
+    let lost = lost
+        .into_iter()
+        .take(VARIABLES_MAX)
+        .map(|one| LostVariable { name: cut(one.name, VARIABLE_MAX), reason: cut(one.reason, REASON_MAX) });
+    let named = variables.into_iter().filter(|name| name.len() <= VARIABLE_MAX);
+    Kept {
+        lost: lost.collect(),
+        variables: named.take(VARIABLES_MAX).collect(),
+        failure: failure.map(|why| cut(why, NAME_MAX)),
+    }
 }
 
 /// The forms that fit, the small ones first.
@@ -214,6 +267,20 @@ mod tests {
         assert!(Frame::parse(b"\xFF\xFE").is_err());
         assert!(Frame::parse("[".repeat(100_000).as_bytes()).is_err());
         assert_eq!(Frame::parse(b"{\"type\":\"dance\",\"steps\":[1]}").unwrap(), Frame::Other);
+    }
+
+    #[test]
+    fn variables_are_bounded_in_number_and_length() {
+        let line = format!(
+            r#"{{"type":"values","id":"a","variables":["x","{}"{}],"lost":[{{"name":"{}","reason":"{}"}}]}}"#,
+            "n".repeat(VARIABLE_MAX + 1),
+            ",\"v\"".repeat(VARIABLES_MAX),
+            "é".repeat(VARIABLE_MAX),
+            "r".repeat(9999)
+        );
+        let Frame::Values { kept, .. } = Frame::parse(line.as_bytes()).unwrap() else { panic!() };
+        assert_eq!((kept.variables.len(), kept.variables[1].as_str()), (VARIABLES_MAX, "v"));
+        assert_eq!((kept.lost[0].name.len(), kept.lost[0].reason.len()), (VARIABLE_MAX, REASON_MAX));
     }
 
     #[test]

@@ -4,7 +4,8 @@
  *
  * Started as `node <this file>` inside a sandbox, with one end of a Unix stream socketpair as descriptor 3. Both
  * directions carry one JSON document a line: `execute` and `interrupt` come in, `ready`, `result`, `error` and `done` go
- * out. Descriptors 0, 1 and 2 belong to the user's code.
+ * out; `save` and `load` come in with a program that does it, and are answered by `values`. Descriptors 0, 1 and 2 belong
+ * to the user's code.
  *
  * Two threads. The main one runs the cells; the worker owns the control channel, so that it is read while a cell is busy
  * and no monkeypatch of the user's reaches it. An interrupt is first asked for by message: an event loop that still turns
@@ -74,10 +75,10 @@ function keepChannel() {
     } catch {
       return leave(BAD_LINE);
     }
-    if (request?.op === 'execute') {
+    if (['execute', 'save', 'load'].includes(request?.op)) {
       queue.push(request);
       advance();
-    } else if (request?.op === 'interrupt' && current !== null && !settling) {
+    } else if (request?.op === 'interrupt' && current !== null && !current.keeps && !settling) {
       interrupt();
     }
   }
@@ -85,8 +86,9 @@ function keepChannel() {
   function advance() {
     if (current !== null || settling || queue.length === 0) return;
     const request = queue.shift();
-    current = { token: ++tokens, id: request.id ?? null };
-    parentPort.postMessage({ kind: 'execute', token: current.token, request });
+    const keeps = request.op !== 'execute';
+    current = { token: ++tokens, id: request.id ?? null, keeps };
+    parentPort.postMessage({ kind: keeps ? 'keep' : 'execute', token: current.token, request });
   }
 
   /** What the main thread has to say; late words about an execution that was ended are dropped. */
@@ -96,6 +98,11 @@ function keepChannel() {
     }
     if (current === null || message.token !== current.token) return;
     if (message.kind === 'result') return writeResult(message.main, message.data);
+    if (message.kind === 'values') {
+      write({ type: 'values', id: current.id, ...message.said });
+      current = null;
+      return advance();
+    }
     const { error, exitCode, leftOut } = message;
     if (leftOut > 0) {
       const note = `${leftOut} more results were left out: an execution has at most ${RESULT_LIMIT}`;
@@ -237,7 +244,8 @@ function runCells() {
   const session = new inspector.Session();
   const worker = new Worker(__filename, { workerData: shared, execArgv: [], env: {} });
   let current = null; // { token, sent, leftOut, name, source }
-  let count = 0;
+  const state = { count: 0 };
+  const imported = new Map(); // namespaces of modules, and how they were asked for
   let folder = null;
   let importFrom = null;
   let lastValue;
@@ -253,6 +261,7 @@ function runCells() {
     receiver = result.objectId;
   });
   delete globalThis[Symbol.for('code context')];
+  const ours = new Set(Object.getOwnPropertyNames(globalThis));
   worker.on('message', obey);
   worker.on('exit', () => reallyExit(BAD_LINE));
   worker.postMessage({ kind: 'ready' });
@@ -260,6 +269,8 @@ function runCells() {
   function obey(message) {
     if (message.kind === 'execute') {
       execute(message.token, message.request);
+    } else if (message.kind === 'keep') {
+      keep(message.token, message.request);
     } else if (message.kind === 'interrupt') {
       if (current?.token === message.token) end(interruption(), INTERRUPTED);
       Atomics.store(answered, ANSWERED, message.number);
@@ -271,7 +282,7 @@ function runCells() {
   // One cell
 
   function execute(token, request) {
-    current = { token, sent: 0, leftOut: 0, name: `cell-${++count}`, source: '' };
+    current = { token, sent: 0, leftOut: 0, name: `cell-${++state.count}`, source: '' };
     const mine = current;
     let expression;
     try {
@@ -293,6 +304,21 @@ function runCells() {
       if (exceptionDetails) return fail(value, exceptionDetails);
       succeed(value);
     });
+  }
+
+  /** Saves or loads the variables by the program that came with the request. */
+  async function keep(token, request) {
+    let said;
+    try {
+      const again = (specifier, from) => importer(path.join(from, 'cell.js'))(specifier);
+      const tools = { session, fetchValue, require, imported, ours, state, importFrom: again };
+      const program = new vm.Script(request.program, { filename: __filename }).runInThisContext()(tools);
+      said = await program[request.op](request);
+    } catch (error) {
+      said = { failure: brief(error) };
+    }
+    session.post('Runtime.releaseObjectGroup', { objectGroup: 'values' });
+    worker.postMessage({ kind: 'values', token, said });
   }
 
   function prepare(request) {
@@ -609,7 +635,11 @@ function runCells() {
     };
     define('display', display);
     define('_', undefined);
-    define('__import', (specifier, options) => importFrom(specifier, options));
+    define('__import', async (specifier, options) => {
+      const namespace = await importFrom(specifier, options);
+      imported.set(namespace, { specifier: String(specifier), folder });
+      return namespace;
+    });
     settleIn(process.cwd());
   }
 

@@ -27,9 +27,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    context::{Command, Context, Waiting},
+    context::{Command, Context, Keeping, Waiting},
+    frames::{Frame, Kept},
     idle::Idle,
-    interpreter::{Beginning, Happened, Interpreter, how},
+    interpreter::{Beginning, Happened, Interpreter, how, message},
     turn::{Cause, Outcome, Over, Turn},
 };
 use crate::{
@@ -43,6 +44,11 @@ use crate::{
 const OOM_TIME: Duration = Duration::from_millis(20);
 /// How long a reader that does not read may hold up the last event of an execution.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long an interpreter may take to save its variables, and to load them with all the modules that they need.
+const SAVE_PATIENCE: Duration = Duration::from_secs(9);
+const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+/// The most that the variables of a context are, in bytes.
+const VALUES_MAX: u64 = 64 * 1024 * 1024;
 const CONTROL: &str = "what it said on its control channel (descriptor 3) is no message:";
 
 /// The owner.
@@ -138,8 +144,64 @@ impl Owner {
                 drop(reply.send(Ok(())));
                 return true;
             }
+            Command::Keep(keeping, reply) => {
+                let kept = self.keep(keeping).await;
+                drop(reply.send(kept));
+            }
         }
         false
+    }
+
+    /// Has the variables saved or loaded. There are none where no interpreter is; to load them it is started.
+    async fn keep(&mut self, keeping: Keeping) -> Kept {
+        let (operation, path, patience) = match keeping {
+            Keeping::Save(path) => ("save", path, SAVE_PATIENCE),
+            Keeping::Load(path) => ("load", path, LOAD_PATIENCE),
+        };
+        if self.interpreter.is_none() {
+            if operation == "save" {
+                return Kept::default();
+            }
+            if let Err(error) = self.start_within().await {
+                let why = error.message().to_owned();
+                self.leave(error).await;
+                return Kept::nothing(why);
+            }
+        }
+        let id = format!("{operation}-{}", self.generation);
+        // the rest is for what is on its way, and for the bounds of the interpreter's own to be felt
+        let seconds = (patience * 3 / 4).as_secs_f64();
+        let document = json!({
+            "op": operation, "id": id, "program": self.context.kernel.values, "path": path,
+            "limit": VALUES_MAX, "seconds": seconds,
+        });
+        let Some(input) = self.interpreter.as_ref().map(Interpreter::input) else { return Kept::default() };
+        let ended = self.sandbox.ended.clone();
+        let kept = timeout(patience, async {
+            // an interpreter that does not take it ends, of which its events tell
+            let _ = input.send(message(&document)).await;
+            loop {
+                let happened = tokio::select! {
+                    biased;
+                    () = ended.cancelled() => return Kept::nothing("the sandbox has ended"),
+                    happened = next_of(self.interpreter.as_mut()) => happened,
+                };
+                match happened {
+                    Happened::Frame(Frame::Values { id: whose, kept }) if whose == id => return kept,
+                    Happened::Frame(_) => tokio::task::yield_now().await,
+                    other => self.overhear(other).await,
+                }
+                if self.interpreter.is_none() {
+                    return Kept::nothing("its interpreter died");
+                }
+            }
+        });
+        let kept = kept.await.unwrap_or_else(|_| Kept::nothing("its interpreter did not answer in time"));
+        if operation == "load" && kept.failure.is_some() {
+            // half of what it had is worse than nothing: the next one begins clean
+            self.end_interpreter().await;
+        }
+        kept
     }
 
     /// It is over: nobody finds it again, and what waits ends with `error`.
@@ -212,7 +274,7 @@ impl Owner {
         let beginning = Beginning {
             sandbox: &self.sandbox,
             kernel: context.kernel,
-            folder: format!("/tmp/.context-{}-{}", context.id, self.generation),
+            folder: format!("/tmp/.context-{}-{}-{}", context.id, self.sandbox.id, self.generation),
             env,
             cwd: context.cwd.clone(),
             is_personal: lease.is_some(),

@@ -23,7 +23,7 @@ use tonic::Status;
 
 use super::{
     context::{Command, Reply, Waiting},
-    frames::Frame,
+    frames::{Frame, Kept},
     idle::Idle,
     interpreter::{Happened, Interpreter, message},
 };
@@ -138,6 +138,8 @@ impl Turn<'_> {
                         hands.kill(Cause::Delete);
                         command = Some(asked);
                     }
+                    // who asked may have left
+                    Command::Keep(_, reply) => drop(reply.send(Kept::nothing("its code was running"))),
                 },
                 over = &mut pump => break over,
             }

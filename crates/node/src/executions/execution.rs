@@ -9,7 +9,7 @@
 
 use std::{
     sync::{
-        Arc, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -22,7 +22,7 @@ use cloud_sandbox_model::{
     error::{Error, ErrorKind, Result, reason},
 };
 use cloud_sandbox_proto::v1::{
-    self, CodeError, CodeResult, ExecEvent, ExecExited, ExecutionState, FileChanges, exec_event::Event,
+    self, CodeError, CodeResult, ExecEvent, ExecExited, ExecuteRequest, ExecutionState, FileChanges, exec_event::Event,
 };
 use cloud_sandbox_rpc::to_status;
 use prost::Message;
@@ -53,6 +53,8 @@ pub(crate) struct Execution {
     told_of: AtomicBool,
     /// what it printed goes with the last who knows it
     pub(super) forgotten: AtomicBool,
+    /// what starts it again, while it runs and if anything does
+    again: Mutex<Option<Box<ExecuteRequest>>>,
     register: Weak<Executions>,
 }
 
@@ -123,6 +125,7 @@ impl Execution {
             over: AtomicBool::new(false),
             told_of: AtomicBool::new(false),
             forgotten: AtomicBool::new(false),
+            again: Mutex::default(),
             register,
         }
     }
@@ -142,6 +145,21 @@ impl Execution {
         let ended_at = execution.log.ended_at();
         execution.state.send_replace(State { phase: Phase::Running, pid: 0, end: Some(end), ended_at });
         Some(execution)
+    }
+
+    /// Keeps what starts it again.
+    pub(super) fn keep_request(&self, request: ExecuteRequest) {
+        *self.again.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(request));
+    }
+
+    /// What starts it again, of one that runs in the background.
+    pub(super) fn request(&self) -> Option<ExecuteRequest> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
+    }
+
+    /// What it runs, in one line.
+    pub(super) fn summary(&self) -> &str {
+        &self.head.execution.summary
     }
 
     /// It waits for its context; [`Execution::started`] follows. Whoever may be asked for it is told beforehand.
@@ -240,6 +258,7 @@ impl Execution {
         };
         metrics::counter!("cloud_sandbox_executions_total", "outcome" => outcome).increment(1);
         self.controls.remove();
+        self.again.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.log.finish(&end.tail().encode_to_vec());
         if let Some(register) = self.register.upgrade() {
             register.end(self, matches!(end, End::Refused(_)));

@@ -15,6 +15,7 @@ use cloud_sandbox_model::{
     ExecutionId, SandboxId,
     error::{Error, ErrorKind, Result, reason},
 };
+use cloud_sandbox_proto::checkpoint::v1::AnsweredRequest;
 use prost::Message;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,8 @@ const RUNNING_MAX: usize = 256;
 const KEPT_MAX: usize = 1000;
 /// Request ids remembered after their results are gone, so that none runs twice.
 const REMEMBERED_MAX: usize = 100_000;
+/// Of the newest of them, and of those before a resume, it is known which execution they made of what.
+const PAST_MAX: usize = 10_000;
 
 /// The executions of a sandbox.
 pub(crate) struct Executions {
@@ -51,6 +54,36 @@ struct State {
     /// oldest first
     finished: VecDeque<ExecutionId>,
     forgotten: Forgotten,
+    past: Past,
+}
+
+/// Requests whose executions are not kept, the oldest of which make room.
+#[derive(Default)]
+struct Past {
+    known: HashMap<String, PastRequest>,
+    order: VecDeque<String>,
+}
+
+/// A request that was answered.
+#[derive(Debug, Clone)]
+struct PastRequest {
+    execution_id: String,
+    fingerprint: Vec<u8>,
+    /// in a sandbox before this one
+    before_resume: bool,
+}
+
+impl Past {
+    fn insert(&mut self, id: &str, request: PastRequest) {
+        if self.known.insert(id.to_owned(), request).is_none() {
+            self.order.push_back(id.to_owned());
+        }
+        if self.order.len() > PAST_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
 }
 
 /// Request ids by their hashes, the oldest of which make room.
@@ -121,6 +154,44 @@ impl Executions {
     /// The execution that a `request_id` stands for, if it has been here.
     pub(super) fn earlier(&self, request_id: &str, fingerprint: &[u8]) -> Result<Option<Arc<Execution>>> {
         self.state().earlier(request_id, fingerprint)
+    }
+
+    /// The requests that were answered here and in sandboxes before this one, oldest first, the newest of too many.
+    pub(crate) fn answered(&self) -> Vec<AnsweredRequest> {
+        let state = self.state();
+        let answer = |id: &str, execution_id: String, fingerprint: &[u8]| AnsweredRequest {
+            request_id: id.to_owned(),
+            execution_id,
+            fingerprint: fingerprint.to_vec().into(),
+        };
+        let past = state.past.order.iter().filter_map(|id| {
+            let request = state.past.known.get(id).filter(|_| !state.named.contains_key(id))?;
+            Some(answer(id, request.execution_id.clone(), &request.fingerprint))
+        });
+        let kept = state.records.values().filter(|execution| !execution.request_id().is_empty());
+        let kept =
+            kept.map(|execution| answer(execution.request_id(), execution.id.to_string(), execution.fingerprint()));
+        let mut answered: Vec<_> = past.chain(kept).collect();
+        answered.drain(..answered.len().saturating_sub(PAST_MAX));
+        answered
+    }
+
+    /// Takes note of requests that were answered in a sandbox before this one: none of them runs again.
+    pub(crate) fn remember(&self, answered: Vec<AnsweredRequest>) {
+        let mut state = self.state();
+        for request in answered {
+            let AnsweredRequest { request_id, execution_id, fingerprint } = request;
+            if !request_id.is_empty() {
+                let fingerprint = fingerprint.to_vec();
+                state.past.insert(&request_id, PastRequest { execution_id, fingerprint, before_resume: true });
+            }
+        }
+    }
+
+    /// Those that have not ended, oldest first.
+    pub(super) fn running(&self) -> Vec<Arc<Execution>> {
+        let state = self.state();
+        state.records.values().filter(|execution| execution.known_end().is_none()).cloned().collect()
     }
 
     /// Lets an execution begin, unless its id has been here. Its end must be told to [`Executions::end`].
@@ -246,11 +317,13 @@ impl State {
         }
         let expired = || expired(request_id);
         let Some(execution) = self.named.get(request_id).and_then(|id| self.records.get(id)) else {
+            if let Some(past) = self.past.known.get(request_id) {
+                return Err(past.refusal(request_id, fingerprint));
+            }
             return if self.forgotten.contains(request_id) { Err(expired()) } else { Ok(None) };
         };
         if execution.fingerprint() != fingerprint {
-            let message = format!("request_id {request_id} stands for another execution");
-            return Err(Error::new(ErrorKind::AlreadyExists, reason::REQUEST_ID_REUSED, message));
+            return Err(reused(request_id));
         }
         if execution.log.totals().evicted { Err(expired()) } else { Ok(Some(Arc::clone(execution))) }
     }
@@ -267,9 +340,35 @@ impl State {
         if !execution.request_id().is_empty() {
             self.named.remove(execution.request_id());
             self.forgotten.insert(execution.request_id());
+            let fingerprint = execution.fingerprint().to_vec();
+            let past = PastRequest { execution_id: id.to_string(), fingerprint, before_resume: false };
+            self.past.insert(execution.request_id(), past);
         }
         Some(execution)
     }
+}
+
+impl PastRequest {
+    fn refusal(&self, request_id: &str, fingerprint: &[u8]) -> Error {
+        if self.fingerprint != fingerprint {
+            return reused(request_id);
+        }
+        if !self.before_resume {
+            return expired(request_id);
+        }
+        let execution = &self.execution_id;
+        let message = format!(
+            "request_id {request_id} ran as execution {execution} before the session was resumed; its result is no \
+             longer kept, and it is not run again"
+        );
+        Error::new(ErrorKind::FailedPrecondition, reason::RESULT_EXPIRED, message)
+            .with_metadata("execution_id", execution)
+    }
+}
+
+fn reused(request_id: &str) -> Error {
+    let message = format!("request_id {request_id} stands for another execution");
+    Error::new(ErrorKind::AlreadyExists, reason::REQUEST_ID_REUSED, message)
 }
 
 /// What those are told who ask again for what is not kept.
@@ -395,6 +494,36 @@ mod tests {
         bench.run("a").unwrap();
         let error = bench.begin("a", b"2").err().unwrap();
         assert_eq!((error.kind(), error.reason()), (ErrorKind::AlreadyExists, "REQUEST_ID_REUSED"));
+    }
+
+    #[test]
+    fn answered_requests_go_along_from_sandbox_to_sandbox_and_never_run_again() {
+        let (first, second, third) = (Bench::new(), Bench::new(), Bench::new());
+        let ran = first.run("a").unwrap().id.to_string();
+        second.executions.remember(first.executions.answered());
+        second.run("b").unwrap();
+        third.executions.remember(second.executions.answered());
+        for bench in [&second, &third] {
+            let error = bench.run("a").err().unwrap();
+            assert_eq!((error.kind(), error.reason()), (ErrorKind::FailedPrecondition, "RESULT_EXPIRED"));
+            assert!(error.message().contains(&ran) && error.message().contains("resumed"), "{}", error.message());
+            assert_eq!(bench.begin("a", b"2").err().unwrap().reason(), "REQUEST_ID_REUSED");
+        }
+        assert_eq!(third.run("b").err().unwrap().reason(), "RESULT_EXPIRED");
+        third.run("c").unwrap();
+        let names: Vec<_> = third.executions.answered().into_iter().map(|request| request.request_id).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn answered_requests_are_the_newest_of_too_many() {
+        let bench = Bench::new();
+        let request = |number: usize| AnsweredRequest { request_id: format!("r{number}"), ..Default::default() };
+        bench.executions.remember((0..PAST_MAX).map(request).collect());
+        bench.run("new").unwrap();
+        let answered = bench.executions.answered();
+        assert_eq!((answered.len(), answered[0].request_id.as_str()), (PAST_MAX, "r1"));
+        assert_eq!(answered[PAST_MAX - 1].request_id, "new");
     }
 
     #[test]

@@ -279,7 +279,7 @@ fn in_default_context(context_id: &str) -> bool {
 }
 
 /// What runs, on one line.
-fn summary(request: &ExecuteRequest) -> String {
+pub(super) fn summary(request: &ExecuteRequest) -> String {
     let text = if request.code.is_some() && request.language.is_empty() && !in_default_context(&request.context_id) {
         // the context knows its language, this call does not
         "code".to_owned()

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
 
-use super::{Mode, Settings, values::Secret};
+use super::{Mode, S3Settings, Settings, values::Secret};
 use cloud_sandbox_model::Limits;
 use cloud_sandbox_telemetry::LogFormat;
 
@@ -37,10 +37,17 @@ const ROOT_DATA_DIR: &str = "/var/lib/cloud-sandbox";
 const USER_DATA_DIR: &str = "cloud-sandbox";
 /// Long enough to come back after a break, short enough for a disk that nobody looks after.
 pub const JOURNAL_RETENTION_SECONDS: u32 = 3600;
+/// A pause over a coffee keeps its processes; a longer one gives the memory back.
+pub const SESSION_FROZEN_SECONDS: u32 = 600;
+/// What was right an hour ago is still there after a few more pauses.
+pub const CHECKPOINTS_KEPT: u32 = 5;
+pub const CHECKPOINTS_KEPT_DAYS: u32 = 30;
 /// A build's whole log; what prints more is rarely read in the middle.
 pub const JOURNAL_EXECUTION_BYTES: u64 = 64 * 1024 * 1024;
 /// What a laptop's disk does not miss.
 pub const JOURNAL_TOTAL_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// What servers that know no regions expect.
+pub const S3_REGION: &str = "us-east-1";
 /// The only runtime there is.
 pub const SANDBOX_RUNTIME: &str = "linux";
 
@@ -95,6 +102,9 @@ pub(super) fn settings(mode: Mode, host: &Host) -> Settings {
         require_isolation: false,
         // each costs its memory in every warm sandbox, about 8 MiB for Python
         warm_contexts: Vec::new(),
+        session_frozen_seconds: SESSION_FROZEN_SECONDS,
+        checkpoints_kept: CHECKPOINTS_KEPT,
+        checkpoints_kept_days: CHECKPOINTS_KEPT_DAYS,
         journal_retention_seconds: JOURNAL_RETENTION_SECONDS,
         journal_execution_bytes: JOURNAL_EXECUTION_BYTES,
         journal_total_bytes: JOURNAL_TOTAL_BYTES,
@@ -104,6 +114,7 @@ pub(super) fn settings(mode: Mode, host: &Host) -> Settings {
         drain_timeout_seconds: DRAIN_TIMEOUT_SECONDS,
         redis_url: None,
         database_url: None,
+        s3: S3Settings::default(),
         scheduler_url: url(SCHEDULER_PORT),
         session_url: url(SESSION_PORT),
         exec_url: url(EXEC_PORT),

@@ -80,6 +80,14 @@ pub(super) fn check(resolved: &Resolved) -> Vec<Fault> {
     let rule = "must be set when grpc_listen is every interface: others need one address";
     require(reachable, "advertise_address", rule.to_owned());
 
+    let s3 = &settings.s3;
+    if let Some(name) = s3.without_bucket() {
+        require(false, "s3_bucket", format!("must be set: {name} says nothing without it"));
+    }
+    let rule = || "must be set where s3_bucket is".to_owned();
+    require(s3.bucket.is_none() || s3.access_key_id.is_some(), "s3_access_key_id", rule());
+    require(s3.bucket.is_none() || s3.secret_access_key.is_some(), "s3_secret_access_key", rule());
+
     if mode == Mode::Serve {
         let apart = settings.listen != settings.grpc_listen || settings.listen.port() == 0;
         require(apart, "grpc_listen", "must not be the same address as listen".to_owned());

@@ -82,6 +82,7 @@ const SIGNERS: &[Mode] =
 const SERVERS: &[Mode] = &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
 const SHARERS: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
 const KEEPERS: &[Mode] = &[Mode::Serve, Mode::SessionManager];
+const SAVERS: &[Mode] = &[Mode::Serve, Mode::SessionManager, Mode::Node];
 
 /// Beyond these bounds somebody has mistyped.
 const POOL_LIMIT: u32 = 10_000;
@@ -90,6 +91,9 @@ const BODY_MIN: u64 = 64 * 1024;
 const BODY_MAX: u64 = 1024 * 1024 * 1024;
 const DRAIN_MAX: u32 = 3600;
 const JOURNAL_RETENTION_MAX: u32 = 30 * 86_400;
+const SESSION_FROZEN_MAX: u32 = 30 * 86_400;
+const CHECKPOINTS_MAX: u32 = 1000;
+const CHECKPOINTS_DAYS_MAX: u32 = 3650;
 const JOURNAL_MIN: u64 = 1024 * 1024;
 const JOURNAL_MAX: u64 = 16 * 1024 * 1024 * 1024 * 1024;
 
@@ -272,6 +276,30 @@ pub static TABLE: &[Row] = &[
         |s| Some(s.journal_total_bytes.to_string())
     ),
     row!(
+        "session_frozen_seconds",
+        Number,
+        KEEPERS,
+        "How long a session that is paused auto stays frozen before it is checkpointed",
+        |s, text| put(&mut s.session_frozen_seconds, values::whole(text, 0, SESSION_FROZEN_MAX)),
+        |s| Some(s.session_frozen_seconds.to_string())
+    ),
+    row!(
+        "checkpoints_kept",
+        Number,
+        KEEPERS,
+        "How many checkpoints of a session are kept",
+        |s, text| put(&mut s.checkpoints_kept, values::whole(text, 1, CHECKPOINTS_MAX)),
+        |s| Some(s.checkpoints_kept.to_string())
+    ),
+    row!(
+        "checkpoints_kept_days",
+        Number,
+        KEEPERS,
+        "How long checkpoints are kept; the last one of a session always is",
+        |s, text| put(&mut s.checkpoints_kept_days, values::whole(text, 1, CHECKPOINTS_DAYS_MAX)),
+        |s| Some(s.checkpoints_kept_days.to_string())
+    ),
+    row!(
         "rate_limit_per_second",
         Number,
         EDGES,
@@ -318,6 +346,68 @@ pub static TABLE: &[Row] = &[
         "The PostgreSQL that keeps the sessions, for several session managers at once; without it a file in data_dir does",
         |s, text| put(&mut s.database_url, values::database_url(text).map(Some)),
         |s| s.database_url.as_ref().map(|url| values::masked_url(url.reveal()))
+    ),
+    row!(
+        "s3_bucket",
+        Text,
+        SAVERS,
+        "The bucket that keeps what sessions hold while they are paused; without it a folder in data_dir does",
+        |s, text| put(&mut s.s3.bucket, values::bucket(text).map(Some)),
+        |s| s.s3.bucket.clone()
+    ),
+    row!(
+        "s3_endpoint",
+        Url,
+        SAVERS,
+        "The server of the bucket, unless it is Amazon's",
+        |s, text| put(&mut s.s3.endpoint, values::endpoint(text).map(Some)),
+        |s| s.s3.endpoint.clone()
+    ),
+    row!(
+        "s3_region",
+        Text,
+        SAVERS,
+        "The region of the bucket; by default us-east-1",
+        |s, text| put(&mut s.s3.region, values::region(text).map(Some)),
+        |s| s.s3.region.clone()
+    ),
+    row!(
+        "s3_prefix",
+        Text,
+        SAVERS,
+        "The folder in the bucket; by default the bucket itself",
+        |s, text| put(&mut s.s3.prefix, values::prefix(text).map(Some)),
+        |s| s.s3.prefix.clone()
+    ),
+    Row {
+        env_alias: Some("AWS_ACCESS_KEY_ID"),
+        ..row!(
+            "s3_access_key_id",
+            Secret,
+            SAVERS,
+            "The id of the key to the bucket",
+            |s, text| put(&mut s.s3.access_key_id, Ok(Some(Secret::new(text.to_owned())))),
+            |s| masked(s.s3.access_key_id.as_ref())
+        )
+    },
+    Row {
+        env_alias: Some("AWS_SECRET_ACCESS_KEY"),
+        ..row!(
+            "s3_secret_access_key",
+            Secret,
+            SAVERS,
+            "The key to the bucket",
+            |s, text| put(&mut s.s3.secret_access_key, Ok(Some(Secret::new(text.to_owned())))),
+            |s| masked(s.s3.secret_access_key.as_ref())
+        )
+    },
+    row!(
+        "s3_force_path_style",
+        Bool,
+        SAVERS,
+        "Name the bucket in the path rather than in the host's name; by default where s3_endpoint is set",
+        |s, text| put(&mut s.s3.force_path_style, values::boolean(text).map(Some)),
+        |s| s.s3.force_path_style.map(|force| force.to_string())
     ),
     row!(
         "scheduler_url",

@@ -108,8 +108,8 @@ fn broken_files_are_named_without_their_content() {
 
 #[test]
 fn settings_of_later_versions_are_refused_in_the_file() {
-    let faults = Case { file: "s3_bucket = \"sessions\"", ..Case::default() }.faults(Mode::Serve);
-    assert_eq!(faults, ["s3_bucket: is not a setting"]);
+    let faults = Case { file: "gpu_count = 1", ..Case::default() }.faults(Mode::Serve);
+    assert_eq!(faults, ["gpu_count: is not a setting"]);
 }
 
 #[test]
@@ -127,6 +127,39 @@ fn database_is_postgres_alone_and_its_password_is_shown_nowhere() {
     assert!(shown.contains(&format!("\"postgresql://ada:{MASK}@host/db?sslmode=require\"")), "{shown}");
     assert!(!format!("{shown}{resolved:?}").contains("hunter2"), "{shown}");
     assert_eq!(resolved.settings.database_url.unwrap().reveal(), url);
+}
+
+#[test]
+fn bucket_needs_a_key_which_is_shown_nowhere() {
+    let faults = |env, mode| Case { env, ..Case::default() }.faults(mode);
+    let missing = faults(&[("S3_BUCKET", "sessions")], Mode::Serve);
+    assert_eq!(missing.len(), 2, "{missing:?}");
+    assert!(missing[0].starts_with("s3_access_key_id: must") && missing[1].starts_with("s3_secret_access_key: must"));
+    assert!(faults(&[("S3_ENDPOINT", "http://host:9000")], Mode::Serve)[0].starts_with("s3_bucket: must be set"));
+    // they may be there for another program
+    assert!(faults(&[("AWS_ACCESS_KEY_ID", "ada"), ("AWS_SECRET_ACCESS_KEY", "hunter2")], Mode::Serve).is_empty());
+
+    let mut env = vec![
+        ("S3_BUCKET", "sessions"),
+        ("AWS_ACCESS_KEY_ID", "somebody"),
+        ("S3_ACCESS_KEY_ID", "ada"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+    ];
+    let resolved = Case { env: &env, ..Case::default() }.resolve(Mode::Serve).unwrap();
+    let shown = format!("{}{resolved:?}", print(&resolved));
+    assert!(!shown.contains("hunter2") && shown.contains("s3_bucket = \"sessions\""), "{shown}");
+    let amazon = resolved.settings.s3.options().unwrap();
+    assert_eq!((amazon.access_key_id.as_str(), amazon.secret_access_key.as_str()), ("ada", "hunter2"));
+    assert_eq!((amazon.region.as_str(), amazon.endpoint, amazon.force_path_style), ("us-east-1", None, false));
+
+    env.extend([("S3_ENDPOINT", "http://host:9000/"), ("S3_PREFIX", "a/b/"), ("S3_REGION", "eu-1")]);
+    let own = Case { env: &env, ..Case::default() }.resolve(Mode::Serve).unwrap().settings.s3.options().unwrap();
+    assert_eq!((own.endpoint.as_deref(), own.prefix.as_str()), (Some("http://host:9000"), "a/b"));
+    assert!(own.force_path_style && own.region == "eu-1");
+    env.push(("S3_FORCE_PATH_STYLE", "false"));
+    let own = Case { env: &env, ..Case::default() }.resolve(Mode::Serve).unwrap().settings.s3.options().unwrap();
+    assert!(!own.force_path_style);
+    assert!(Case::default().resolve(Mode::Serve).unwrap().settings.s3.options().is_none());
 }
 
 #[test]

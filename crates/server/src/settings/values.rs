@@ -117,6 +117,48 @@ pub(super) fn masked_url(url: &str) -> String {
     format!("{place}?{}", masked.collect::<Vec<_>>().join("&"))
 }
 
+/// The URL of an S3 server: nothing but where it is.
+pub(super) fn endpoint(text: &str) -> Result<String, String> {
+    let text = text.trim_end_matches('/');
+    let place = url(text, &["https", "http"])?;
+    let host = place.split_once("://").map_or("", |(_, host)| host);
+    if host.contains(['/', '@', '?', '#']) {
+        return Err("must be a URL like https://host:port, without a user or a path".to_owned());
+    }
+    Ok(place)
+}
+
+/// Source: the S3 user guide, "General purpose bucket naming rules".
+pub(super) fn bucket(text: &str) -> Result<String, String> {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let fits = (3..=63).contains(&text.len()) && text.bytes().all(known);
+    let edges = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if fits && edges(text.bytes().next()) && edges(text.bytes().last()) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("must be 3 to 63 lower-case letters, digits, dots and hyphens, like sessions, not {text:?}"))
+}
+
+pub(super) fn region(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if fits { Ok(text.to_owned()) } else { Err(format!("must be a region like us-east-1, not {text:?}")) }
+}
+
+/// The longest folder of a bucket: a name in it has at most 1024 bytes.
+const PREFIX_MAX: usize = 512;
+
+pub(super) fn prefix(text: &str) -> Result<String, String> {
+    let plain = text.trim_matches('/');
+    let fine = |name: &str| {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        !matches!(name, "" | "." | "..") && name.bytes().all(known)
+    };
+    if plain.len() <= PREFIX_MAX && plain.split('/').all(fine) {
+        return Ok(plain.to_owned());
+    }
+    Err(format!("must be names of letters, digits, dots, hyphens and underscores with / between, not {text:?}"))
+}
+
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|_| "must be the path of a folder".to_owned())
 }
@@ -182,6 +224,24 @@ mod tests {
         for bad in ["host:6379", "redis://", "redis://:6379", "redis://a b"] {
             assert!(url(bad, &["redis"]).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn buckets_and_their_servers_are_named_plainly() {
+        assert_eq!(endpoint("https://s3.example.com:9000/"), Ok("https://s3.example.com:9000".to_owned()));
+        for bad in ["s3.example.com", "https://", "ftp://host", "https://ada:hunter2@host", "https://host/bucket"] {
+            let rule = endpoint(bad).unwrap_err();
+            assert!(!rule.contains("hunter2"), "{rule}");
+        }
+        assert!(bucket("my.sessions-1").is_ok());
+        for bad in ["", "ab", "Sessions", "a_b", "-abc", "abc-", "a/b", &"a".repeat(64)] {
+            assert!(bucket(bad).is_err(), "{bad}");
+        }
+        assert_eq!(prefix("/a/b_c.d/"), Ok("a/b_c.d".to_owned()));
+        for bad in ["", "/", "a//b", "../a", "a b", "ä"] {
+            assert!(prefix(bad).is_err(), "{bad}");
+        }
+        assert!(region("eu-central-1").is_ok() && region("").is_err() && region("a b").is_err());
     }
 
     #[test]

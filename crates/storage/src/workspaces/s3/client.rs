@@ -43,8 +43,6 @@ pub struct S3Options {
     pub access_key_id: String,
     /// the key
     pub secret_access_key: String,
-    /// what belongs to a key that is lent for a while
-    pub session_token: Option<String>,
     /// whether the bucket stands in the path, rather than in the host's name
     pub force_path_style: bool,
 }
@@ -59,9 +57,8 @@ impl fmt::Debug for S3Options {
 }
 
 pub(super) fn make(options: &S3Options) -> Client {
-    let S3Options { access_key_id, secret_access_key, session_token, .. } = options;
-    let credentials =
-        Credentials::new(access_key_id, secret_access_key, session_token.clone(), None, "settings of cloud-sandbox");
+    let S3Options { access_key_id, secret_access_key, .. } = options;
+    let credentials = Credentials::new(access_key_id, secret_access_key, None, None, "settings of cloud-sandbox");
     let http = HttpBuilder::new();
     let http = match &options.endpoint {
         // without the certificates, which a machine may not have
