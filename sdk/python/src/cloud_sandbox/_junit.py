@@ -171,7 +171,7 @@ _SUMMARY = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b"
 _SUMMARY_LINE = re.compile(r"^=* ?(?:\d+ \w+(?:, )?)+ in [\d.]+s", re.M)
 _UNITTEST = re.compile(r"^Ran (\d+) tests? in ([\d.]+)s\n+(?:OK|FAILED)(?: \((.*)\))?", re.M)
 _UNITTEST_CASE = re.compile(
-    r"^(FAIL|ERROR): (\S+) \((\S+)\)\n(?:.*\n)?-{20,}\n(.*?)(?=\n={20,}|\n-{20,}\nRan )", re.M | re.S
+    r"^(FAIL|ERROR): (\S+) \((\S+)\)\n(?:[^\n]*\n)?-{20,}\n(.*?)(?=\n={20,}|\n-{20,}\nRan )", re.M | re.S
 )
 _PYTEST_CASE = re.compile(r"^(FAILED|ERROR) ([^\s:]+)(?:::(\S+))?(?: - (.*))?$", re.M)
 

@@ -59,6 +59,7 @@ async def run_many(
     sources = list(snippets)
     bar = Progress(len(sources), progress)
     live: set[AsyncSandbox] = set()
+    stopping: list[bool] = []
 
     async def one(index: int) -> Outcome:
         try:
@@ -73,6 +74,8 @@ async def run_many(
             live.add(sandbox)
             try:
                 async with sandbox:
+                    if stopping:  # while it was being acquired
+                        return Outcome(index)
                     if prepare is not None:
                         await prepare(sandbox, index)
                     execution = await sandbox.run_code(sources[index], language=language, timeout=timeout)
@@ -85,6 +88,7 @@ async def run_many(
         return outcome
 
     async def stop() -> None:
+        stopping.append(True)
         for sandbox in list(live):
             await sandbox.kill()
 

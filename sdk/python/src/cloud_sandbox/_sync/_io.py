@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Callable, TypeVar
 
 import grpc
@@ -54,7 +54,9 @@ def each(works: Sequence[Callable[[], T]], concurrency: int, stop: Callable[[], 
     """Does all of `works`, so many at once. When that is interrupted, `stop` ends what is being done."""
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="cloud-sandbox")
     try:
-        return [future.result() for future in [pool.submit(work) for work in works]]
+        futures = [pool.submit(work) for work in works]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        return [future.result() for future in futures if future.done()]
     except BaseException:
         # what has not begun does not begin; what has, ends by `stop`
         pool.shutdown(wait=False, cancel_futures=True)

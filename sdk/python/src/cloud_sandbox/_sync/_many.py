@@ -60,6 +60,7 @@ def run_many(
     sources = list(snippets)
     bar = Progress(len(sources), progress)
     live: set[Sandbox] = set()
+    stopping: list[bool] = []
 
     def one(index: int) -> Outcome:
         try:
@@ -74,6 +75,8 @@ def run_many(
             live.add(sandbox)
             try:
                 with sandbox:
+                    if stopping:  # while it was being acquired
+                        return Outcome(index)
                     if prepare is not None:
                         prepare(sandbox, index)
                     execution = sandbox.run_code(sources[index], language=language, timeout=timeout)
@@ -86,6 +89,7 @@ def run_many(
         return outcome
 
     def stop() -> None:
+        stopping.append(True)
         for sandbox in list(live):
             sandbox.kill()
 
