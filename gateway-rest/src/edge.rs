@@ -91,7 +91,7 @@ impl Edge {
             services,
             tokens: options.tokens,
             open,
-            limiter: Limiter::new(options.rate_limit),
+            limiter: Limiter::new(options.rate_limit, options.shared_limits),
             max_body_bytes: options.max_body_bytes,
             max_timeout: options.max_timeout,
             metrics: options.metrics,
@@ -105,7 +105,12 @@ impl Edge {
     /// Lets a call to the gRPC method at `path` in, or says why not, with what is left of the caller's rate.
     ///
     /// Callers who are refused are counted too, by address: guessing tokens is limited as well.
-    pub fn admit(&self, path: &str, headers: &HeaderMap, extensions: &Extensions) -> (Option<Standing>, Admitted) {
+    pub async fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> (Option<Standing>, Admitted) {
         let mut authorized = authorize(&self.tokens, path, headers);
         if self.open && matches!(authorized, Ok(None)) {
             authorized = open_door::check(path, headers).map(|()| None);
@@ -113,7 +118,7 @@ impl Edge {
         let Some(limiter) = &self.limiter else { return (None, authorized) };
         let address: Option<IpAddr> = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         let principal = authorized.as_ref().ok().and_then(Option::as_ref);
-        match limiter.take(Key::of(principal, address)) {
+        match limiter.take(Key::of(principal, address)).await {
             Ok(standing) => (Some(standing), authorized),
             Err((standing, error)) => (Some(standing), Err(error)),
         }

@@ -75,7 +75,7 @@ async fn forwarded(edge: &Edge, request: http::Request<Body>, call: Option<&Call
     } else {
         note(call, service, "unknown");
     }
-    let (_, admitted) = edge.admit(path, &parts.headers, &parts.extensions);
+    let (_, admitted) = edge.admit(path, &parts.headers, &parts.extensions).await;
     let principal = admitted?;
     if let Some(call) = call {
         call.caller(principal.as_ref());

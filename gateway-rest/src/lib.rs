@@ -45,7 +45,7 @@ use std::{sync::Arc, time::Duration};
 use cloud_sandbox_auth::{TokenIssuer, Tokens};
 use cloud_sandbox_rpc::Upstream;
 
-pub use limits::RateLimit;
+pub use limits::{Key, Limits, MemoryLimits, RateLimit, Taken};
 pub use operational::Check;
 
 use crate::{edge::Edge, routes::RouteTable};
@@ -61,6 +61,8 @@ pub struct Options {
     pub issuer: TokenIssuer,
     /// calls per caller
     pub rate_limit: RateLimit,
+    /// where several edges count them together; `None` where this one is alone
+    pub shared_limits: Option<Arc<dyn Limits>>,
     /// the largest JSON body, in bytes; raw ones are bounded by where they go
     pub max_body_bytes: usize,
     /// the longest call, uploads and downloads included; a caller's own `grpc-timeout` counts when it is shorter

@@ -1,26 +1,26 @@
 //! How often a caller may call: a token bucket per principal, or per network address for those without one.
 //!
-//! Invariant: memory is bounded. Buckets that are full again are forgotten, and beyond [`KEYS_MAX`] all callers
-//! without a token share one.
+//! Several edges may share their buckets. While what they share is away, each counts for itself: a caller then has a
+//! bucket at each, which is more than it should have, and less than no limit.
+
+mod memory;
 
 use std::{
+    fmt,
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use async_trait::async_trait;
 use cloud_sandbox_auth::Principal;
-use cloud_sandbox_model::error::{Error, ErrorKind, reason};
-use governor::{
-    Quota, RateLimiter,
-    clock::{Clock, DefaultClock},
-    middleware::StateInformationMiddleware,
-    state::keyed::DashMapStateStore,
-};
+use cloud_sandbox_model::error::{Error, ErrorKind, chain, reason};
 use http::{HeaderMap, HeaderName};
+use tokio::time::{Instant, timeout};
 
 use crate::errors::whole_seconds;
+pub use memory::MemoryLimits;
 
 /// How often a caller may call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +31,20 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
-const KEYS_MAX: usize = 100_000;
-/// Counting the keys locks every shard, so it is done this seldom.
-const TIDY_EVERY: u32 = 1024;
+impl RateLimit {
+    /// Calls a second and at once; `None` where there is no limit.
+    #[must_use]
+    pub fn numbers(self) -> Option<(NonZeroU32, NonZeroU32)> {
+        let per_second = NonZeroU32::new(self.per_second)?;
+        Some((per_second, NonZeroU32::new(self.burst).unwrap_or(per_second)))
+    }
+}
+
+/// Every call waits for what is shared; what answers later than this is as good as away.
+const ANSWER_WITHIN: Duration = Duration::from_millis(250);
+/// What is away is left alone for so long, so that few calls wait for it.
+const AWAY_FOR: Duration = Duration::from_secs(1);
+pub(crate) const UNSHARED: &str = "cloud_sandbox_rate_limit_unshared_total";
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
@@ -67,16 +78,43 @@ impl Key {
     }
 }
 
-type Buckets = RateLimiter<Key, DashMapStateStore<Key>, DefaultClock, StateInformationMiddleware>;
+impl fmt::Display for Key {
+    /// One text for each key: what comes first has no colon.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Principal { tenant, user } => write!(f, "principal:{}:{tenant}:{user}", tenant.len()),
+            Self::Address(address) => write!(f, "address:{address}"),
+            Self::Others => f.write_str("others"),
+        }
+    }
+}
+
+/// What came of taking a call from a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// whether there was one
+    pub granted: bool,
+    /// how many more there are
+    pub remaining: u32,
+    /// how long until there is one; zero where this one was granted
+    pub wait: Duration,
+}
 
 /// The buckets of all callers.
+#[async_trait]
+pub trait Limits: Send + Sync + 'static {
+    /// Takes one call from the caller's bucket.
+    async fn take(&self, key: &Key) -> Result<Taken, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// Counts calls in the buckets that edges share, or in its own.
 pub struct Limiter {
-    buckets: Buckets,
-    clock: DefaultClock,
+    own: MemoryLimits,
+    shared: Option<Arc<dyn Limits>>,
+    /// while what is shared is not asked
+    away_until: Mutex<Option<Instant>>,
     per_second: NonZeroU32,
     burst: NonZeroU32,
-    calls: AtomicU32,
-    full: AtomicBool,
 }
 
 /// What is left of a caller's bucket after a call.
@@ -89,29 +127,54 @@ pub struct Standing {
 
 impl Limiter {
     /// `None` where there is no limit.
-    pub fn new(limit: RateLimit) -> Option<Self> {
-        let per_second = NonZeroU32::new(limit.per_second)?;
-        let burst = NonZeroU32::new(limit.burst).unwrap_or(per_second);
-        let quota = Quota::per_second(per_second).allow_burst(burst);
-        let buckets = RateLimiter::dashmap(quota).with_middleware::<StateInformationMiddleware>();
-        let (calls, full) = (AtomicU32::new(0), AtomicBool::new(false));
-        Some(Self { buckets, clock: DefaultClock::default(), per_second, burst, calls, full })
+    pub fn new(limit: RateLimit, shared: Option<Arc<dyn Limits>>) -> Option<Self> {
+        let (per_second, burst) = limit.numbers()?;
+        let own = MemoryLimits::new(per_second, burst);
+        Some(Self { own, shared, away_until: Mutex::default(), per_second, burst })
     }
 
     /// Takes one call from the caller's bucket.
-    pub fn take(&self, key: Key) -> Result<Standing, (Standing, Error)> {
-        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIDY_EVERY) {
-            self.tidy();
+    pub async fn take(&self, key: Key) -> Result<Standing, (Standing, Error)> {
+        let Taken { granted, remaining, wait } = match self.take_shared(&key).await {
+            Some(taken) => taken,
+            None => self.own.take_now(&key),
+        };
+        if granted {
+            return Ok(self.standing(remaining));
         }
-        let known = matches!(key, Key::Principal { .. });
-        let key = if !known && self.full.load(Ordering::Relaxed) { Key::Others } else { key };
-        match self.buckets.check_key(&key) {
-            Ok(state) => Ok(self.standing(state.remaining_burst_capacity())),
-            Err(until) => {
-                let wait = until.wait_time_from(self.clock.now());
-                let standing = Standing { reset: whole_seconds(wait), ..self.standing(0) };
-                Err((standing, limited(wait)))
+        let standing = Standing { reset: whole_seconds(wait), ..self.standing(0) };
+        Err((standing, limited(wait)))
+    }
+
+    /// `None` where nothing is shared, and while that is away.
+    async fn take_shared(&self, key: &Key) -> Option<Taken> {
+        let shared = self.shared.as_ref()?;
+        let now = Instant::now();
+        if self.away_until.lock().unwrap_or_else(PoisonError::into_inner).is_none_or(|until| until <= now) {
+            match timeout(ANSWER_WITHIN, shared.take(key)).await {
+                Ok(Ok(taken)) => {
+                    self.answered();
+                    return Some(taken);
+                }
+                Ok(Err(error)) => self.failed(&chain(&*error)),
+                Err(_) => self.failed("no answer in time"),
             }
+        }
+        metrics::counter!(UNSHARED).increment(1);
+        None
+    }
+
+    fn answered(&self) {
+        if self.away_until.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            tracing::info!("rates are counted together with the other edges again");
+        }
+    }
+
+    fn failed(&self, error: &str) {
+        let until = Some(Instant::now() + AWAY_FOR);
+        let before = std::mem::replace(&mut *self.away_until.lock().unwrap_or_else(PoisonError::into_inner), until);
+        if before.is_none() {
+            tracing::warn!(error, "rates are counted by this edge alone: what edges share them in is away");
         }
     }
 
@@ -119,12 +182,6 @@ impl Limiter {
         let missing = self.burst.get().saturating_sub(remaining);
         let reset = u64::from(missing.div_ceil(self.per_second.get()));
         Standing { limit: self.burst.get(), remaining, reset }
-    }
-
-    fn tidy(&self) {
-        self.buckets.retain_recent();
-        self.buckets.shrink_to_fit();
-        self.full.store(self.buckets.len() > KEYS_MAX, Ordering::Relaxed);
     }
 }
 
@@ -142,43 +199,4 @@ fn limited(wait: Duration) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn address(text: &str) -> Key {
-        Key::of(None, Some(text.parse().unwrap()))
-    }
-
-    #[test]
-    fn caller_over_its_burst_is_told_when_to_come_back() {
-        let limiter = Limiter::new(RateLimit { per_second: 1, burst: 2 }).unwrap();
-        assert_eq!(limiter.take(address("10.0.0.1")).unwrap().remaining, 1);
-        assert_eq!(limiter.take(address("10.0.0.1")).unwrap().remaining, 0);
-        let (standing, error) = limiter.take(address("10.0.0.1")).unwrap_err();
-        assert_eq!((standing.limit, standing.remaining, standing.reset), (2, 0, 1));
-        assert!(error.retry_after().is_some_and(|after| after > Duration::ZERO));
-        assert!(limiter.take(address("10.0.0.2")).is_ok(), "another caller has a bucket of its own");
-    }
-
-    #[test]
-    fn ipv6_callers_are_counted_by_network() {
-        assert_eq!(address("2001:db8::1"), address("2001:db8::2"));
-        assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
-    }
-
-    #[test]
-    fn zero_is_no_limit() {
-        assert!(Limiter::new(RateLimit { per_second: 0, burst: 5 }).is_none());
-    }
-
-    #[test]
-    fn full_buckets_are_forgotten() {
-        let limiter = Limiter::new(RateLimit { per_second: 1_000_000, burst: 1 }).unwrap();
-        for n in 0..2000_u32 {
-            let _ = limiter.take(Key::Address(IpAddr::V4(n.into())));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-        limiter.tidy();
-        assert_eq!(limiter.buckets.len(), 0);
-    }
-}
+mod tests;

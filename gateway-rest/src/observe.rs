@@ -46,6 +46,8 @@ pub fn describe() {
     metrics::describe_histogram!(HTTP_DURATION, metrics::Unit::Seconds, "time to a request's last byte out");
     metrics::describe_counter!(GRPC_REQUESTS, "gRPC calls through the edge by service, method and code");
     metrics::describe_histogram!(GRPC_DURATION, metrics::Unit::Seconds, "time to a gRPC call's status");
+    let doc = "calls whose rate was counted by this edge alone, since what edges share it in was away";
+    metrics::describe_counter!(crate::limits::UNSHARED, doc);
     metrics::describe_gauge!(IN_FLIGHT, "requests being served");
 }
 

@@ -52,7 +52,7 @@ pub async fn serve(edge: Arc<Edge>, request: Request) -> Response<Body> {
         call.route(endpoint.template.text());
     }
     let Some(way) = Way::of(endpoint, &parts, signed) else { return Rejection::no_route().into_response() };
-    let (standing, mut admitted) = edge.admit(way.binding().path.path(), &parts.headers, &parts.extensions);
+    let (standing, mut admitted) = edge.admit(way.binding().path.path(), &parts.headers, &parts.extensions).await;
     if signed {
         admitted = admitted.and_then(|who| file_url::check(who.as_ref()).map(|()| who));
     }

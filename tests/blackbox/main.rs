@@ -17,11 +17,15 @@ mod harness;
 mod hostile;
 mod isolation;
 mod lifecycle;
+mod limits;
 mod postgres;
 #[path = "../setup/postgres.rs"]
 mod postgres_server;
+#[path = "../setup/s3.rs"]
+mod s3_server;
 mod sandboxes;
 mod session_ids;
 mod sessions;
 mod walk;
 mod wire;
+mod workspaces;

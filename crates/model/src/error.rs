@@ -132,10 +132,12 @@ pub mod reason {
     pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
     pub const RESULT_EXPIRED: &str = "RESULT_EXPIRED";
     pub const ROLE_DENIED: &str = "ROLE_DENIED";
+    pub const SANDBOX_BUSY: &str = "SANDBOX_BUSY";
     pub const SANDBOX_GONE: &str = "SANDBOX_GONE";
     pub const SANDBOX_MISSING: &str = "SANDBOX_MISSING";
     pub const SANDBOX_NOT_FOUND: &str = "SANDBOX_NOT_FOUND";
     pub const SANDBOX_PAUSED: &str = "SANDBOX_PAUSED";
+    pub const SANDBOX_USED: &str = "SANDBOX_USED";
     pub const SESSION_NOT_FOUND: &str = "SESSION_NOT_FOUND";
     pub const SESSION_STATE: &str = "SESSION_STATE";
     pub const STDIN_CLOSED: &str = "STDIN_CLOSED";

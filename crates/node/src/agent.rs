@@ -1,4 +1,4 @@
-//! The connections to the agent in one sandbox: an HTTP/2 connection for processes and one for files, each made at the
+//! The connections to the agent in one sandbox: an HTTP/2 connection for processes and one for files and trees, each made at the
 //! first call and again when it breaks.
 
 use std::{sync::Arc, time::Duration};
@@ -47,6 +47,8 @@ const INPUT_QUEUE: usize = 4;
 pub(crate) struct Agent {
     client: AgentServiceClient<Channel>,
     files: FileServiceClient<Channel>,
+    /// over the connection of files: whole trees are as much, and hold up no process
+    trees: AgentServiceClient<Channel>,
 }
 
 /// A process that the agent has started. Dropping it before its end kills the process's session.
@@ -122,15 +124,22 @@ impl Agent {
             .initial_connection_window_size(FILES_WINDOW)
             .max_frame_size(FILES_FRAME)
             .connect_with_connector_lazy(connector);
+        let trees = AgentServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_MAX);
         let files = FileServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
         Self {
             client: client.max_encoding_message_size(MESSAGE_MAX),
             files: files.max_encoding_message_size(MESSAGE_MAX),
+            trees: trees.max_encoding_message_size(MESSAGE_MAX),
         }
     }
 
     pub(crate) fn files(&self) -> FileServiceClient<Channel> {
         self.files.clone()
+    }
+
+    /// For whole trees.
+    pub(crate) fn trees(&self) -> AgentServiceClient<Channel> {
+        self.trees.clone()
     }
 
     pub(crate) fn client(&self) -> AgentServiceClient<Channel> {

@@ -28,7 +28,11 @@ use cloud_sandbox_model::{
 use cloud_sandbox_proto::v1::ExecuteRequest;
 use tracing::Instrument;
 
-use crate::{contexts, fingerprint, node::Shared, sandbox::Sandbox};
+use crate::{
+    contexts, fingerprint,
+    node::Shared,
+    sandbox::{InUse, Sandbox},
+};
 
 pub(crate) use answer::Budget;
 pub(crate) use controls::Driver;
@@ -68,14 +72,16 @@ pub(crate) struct Caller {
     late: bool,
     /// what it printed is not evicted before it could be read
     _hold: Hold,
+    /// the sandbox is in use for as long as somebody waits
+    _in_use: Option<InUse>,
 }
 
 impl Caller {
     /// One who only looks on.
     pub(crate) fn attached(execution: Arc<Execution>) -> Self {
         let late = execution.known_end().is_some();
-        let hold = execution.log.hold();
-        Self { execution, only: false, late, _hold: hold }
+        let (hold, in_use) = (execution.log.hold(), execution.in_use());
+        Self { execution, only: false, late, _hold: hold, _in_use: in_use }
     }
 }
 
@@ -158,17 +164,20 @@ pub(crate) fn execute(
     if let Some(kept) = kept {
         execution.keep_request(kept);
     }
-    let hold = execution.log.hold();
-    spawn(node, &sandbox, &execution, what);
-    Ok(Caller { execution, only: request_id.is_empty() && !detached, late: false, _hold: hold })
+    let (hold, in_use) = (execution.log.hold(), execution.in_use());
+    // what runs in the background keeps a sandbox in use by the CPU time that it takes
+    let in_foreground = if detached { None } else { execution.in_use() };
+    spawn(node, &sandbox, &execution, what, in_foreground);
+    let only = request_id.is_empty() && !detached;
+    Ok(Caller { execution, only, late: false, _hold: hold, _in_use: in_use })
 }
 
-fn spawn(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, execution: &Arc<Execution>, what: What) {
+fn spawn(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, execution: &Arc<Execution>, what: What, in_use: Option<InUse>) {
     let span = tracing::info_span!("execution", sandbox_id = %sandbox.id, execution_id = %execution.id);
     let attended = Attended(Arc::clone(execution));
     let (node_of, sandbox_of, execution) = (Arc::clone(node), Arc::clone(sandbox), Arc::clone(execution));
     let driving = async move {
-        let _attended = attended;
+        let _attended = (attended, in_use);
         match what {
             What::Process(spec) => drive::process(sandbox_of, execution, *spec, node_of.options.kill_grace).await,
             What::Context(job) => in_context(node_of, sandbox_of, execution, *job).await,

@@ -19,7 +19,7 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{InUse, Sandbox};
 
 pub(crate) use rules::FileRequest;
 pub(crate) use upload::upload;
@@ -39,6 +39,7 @@ where
     F: AsyncFnOnce(Files, Request<Q>) -> Result<Response<A>, Status>,
 {
     check(sandbox, &request)?;
+    let _in_use = sandbox.activity().begin();
     let subject = request.subject().into_owned();
     answered(sandbox, &subject, send(sandbox.agent.files(), Request::new(request))).await
 }
@@ -55,17 +56,20 @@ where
     F: AsyncFnOnce(Files, Request<Q>) -> Result<Response<Streaming<A>>, Status>,
 {
     check(&sandbox, &request)?;
+    let in_use = sandbox.activity().begin();
     let subject = request.subject().into_owned();
     let messages = answered(&sandbox, &subject, send(sandbox.agent.files(), Request::new(request))).await?;
-    Ok(relay(sandbox, subject, messages).boxed())
+    Ok(relay(sandbox, subject, messages, in_use).boxed())
 }
 
 fn relay<A: Send>(
     sandbox: Arc<Sandbox>,
     subject: String,
     mut messages: Streaming<A>,
+    in_use: InUse,
 ) -> impl Stream<Item = Result<A, Status>> + Send {
     async_stream::stream! {
+        let _in_use = in_use;
         loop {
             let message = tokio::select! {
                 biased;

@@ -15,6 +15,7 @@
 mod acquire;
 mod agent;
 mod archive;
+mod checkpoints;
 mod claims;
 mod contents;
 mod contexts;

@@ -22,7 +22,7 @@ use cloud_sandbox_proto::{
     },
 };
 use cloud_sandbox_runtime::Runtime;
-use cloud_sandbox_storage::Directory;
+use cloud_sandbox_storage::{Directory, WorkspaceStore};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
@@ -31,6 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     archive::{Archive, Archived},
+    checkpoints,
     claims::Claims,
     executions::Place,
     keeper::{journal_keeper, pool_keeper},
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) directory: Arc<dyn Directory>,
+    /// where checkpoints lie
+    pub(crate) workspaces: Arc<dyn WorkspaceStore>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) claims: Claims,
     /// what executions print
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) archive: Archive,
     /// how many sandboxes may be made at once
     pub(crate) creating: Arc<Semaphore>,
+    /// how many may be saved or restored at once
+    pub(crate) checkpointing: Semaphore,
     pub(crate) tasks: TaskTracker,
     /// cancelled at shutdown: every owner destroys its sandbox
     pub(crate) stop: CancellationToken,
@@ -153,22 +158,27 @@ impl Shared {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Destroys an acquired sandbox, and returns when nothing of it is left. Of one that has ended, what its executions
-    /// printed is left.
-    pub(crate) async fn release(&self, id: SandboxId) -> Result<()> {
+    /// Destroys an acquired sandbox, and returns when nothing of it is left, but, if it is to be kept, for what its
+    /// executions printed.
+    pub(crate) async fn release(&self, id: SandboxId, keep_journal: bool) -> Result<()> {
         let Some(sandbox) = self.table().get(&id).cloned() else {
+            if keep_journal && self.archive.get(id).is_some() {
+                return Ok(());
+            }
             let released = self.release_archived(id).await;
             return if released { Ok(()) } else { Err(Error::sandbox_not_found(id)) };
         };
         if sandbox.view().lease.is_none() {
             return Err(Error::sandbox_not_found(id));
         }
-        sandbox.end(EndCause::Released);
+        sandbox.end(if keep_journal { EndCause::Paused } else { EndCause::Released });
         let finished = timeout(self.options.release_patience, sandbox.finished.cancelled()).await;
         finished
             .map_err(|elapsed| Error::internal(&format!("destroy sandbox {id} in time; it is tried again"), elapsed))?;
         // it had ended in another way just before
-        self.release_archived(id).await;
+        if !keep_journal {
+            self.release_archived(id).await;
+        }
         Ok(())
     }
 }
@@ -231,7 +241,12 @@ impl Node {
     ///
     /// # Errors
     /// When the options contradict themselves, leftovers cannot be looked for, or the journal cannot be opened.
-    pub async fn start(options: Options, runtime: Arc<dyn Runtime>, directory: Arc<dyn Directory>) -> Result<Self> {
+    pub async fn start(
+        options: Options,
+        runtime: Arc<dyn Runtime>,
+        directory: Arc<dyn Directory>,
+        workspaces: Arc<dyn WorkspaceStore>,
+    ) -> Result<Self> {
         options.check()?;
         let (journal, left) = open_journal(options.journal.of_journal()).await?;
         let shared = Arc::new(Shared {
@@ -240,6 +255,8 @@ impl Node {
             options,
             runtime,
             directory,
+            workspaces,
+            checkpointing: Semaphore::new(checkpoints::AT_ONCE),
             claims: Claims::default(),
             journal,
             archive: Archive::default(),

@@ -2,13 +2,14 @@
 //!
 //! Requests go into the owner's mailbox; what the sandbox is doing is read off a watch that the owner alone writes.
 
+mod activity;
 mod lease;
 mod owner;
 
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{agent::Agent, archive::gone, contexts::Contexts, executions::Executions, options::Options};
 
+pub(crate) use activity::{Activity, InUse};
 pub(crate) use lease::{ClaimKey, Lease};
 pub(crate) use owner::{Purpose, spawn};
 
@@ -31,6 +33,8 @@ pub(crate) use owner::{Purpose, spawn};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EndCause {
     Released,
+    /// released, to go on later from a checkpoint
+    Paused,
     LeaseEnded,
     AgentEnded,
     Shutdown,
@@ -47,6 +51,7 @@ impl EndCause {
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Released => "released",
+            Self::Paused => "paused",
             Self::LeaseEnded => "lease",
             Self::AgentEnded => "agent",
             Self::Shutdown => "shutdown",
@@ -61,6 +66,7 @@ impl fmt::Display for EndCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Released => "it was released",
+            Self::Paused => "its session was paused",
             Self::LeaseEnded => "its lease ended",
             Self::AgentEnded => "its agent ended",
             Self::Shutdown => "its node shut down",
@@ -82,11 +88,55 @@ pub(crate) struct View {
 type Reply<T> = oneshot::Sender<Result<T>>;
 
 enum Command {
-    Claim { lease: Box<Lease>, reply: Reply<Arc<Lease>> },
-    KeepAlive { timeout_seconds: u32, reply: Reply<View> },
-    Pause { reply: Reply<View> },
-    Resume { reply: Reply<View> },
+    Claim {
+        lease: Box<Lease>,
+        reply: Reply<Arc<Lease>>,
+    },
+    KeepAlive {
+        timeout_seconds: u32,
+        reply: Reply<View>,
+    },
+    Pause {
+        reply: Reply<View>,
+    },
+    Resume {
+        reply: Reply<View>,
+    },
+    /// thaws it, and keeps it from being paused or resumed; says whether it was paused
+    Hold {
+        reply: Reply<bool>,
+    },
+    /// ends that; frozen again, it is paused as before
+    LetGo {
+        freeze: bool,
+        reply: Reply<()>,
+    },
     End(EndCause),
+}
+
+/// Why nothing may be done in a sandbox that is acquired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Busy {
+    /// it is being saved
+    Checkpoint,
+    /// it is being filled
+    Restore,
+    /// its processes stand still after a checkpoint, for a release or, paused, for a resume
+    Stopped,
+    /// it could not be restored
+    Broken,
+}
+
+impl Busy {
+    pub(crate) fn error(self, id: SandboxId) -> Error {
+        let (kind, what) = match self {
+            Self::Checkpoint => (ErrorKind::Aborted, "is being checkpointed; try again"),
+            Self::Restore => (ErrorKind::Aborted, "is being restored; try again"),
+            Self::Stopped => (ErrorKind::FailedPrecondition, "stands still after a checkpoint; resume or release it"),
+            Self::Broken => (ErrorKind::FailedPrecondition, "could not be restored; release it"),
+        };
+        Error::new(kind, reason::SANDBOX_BUSY, format!("sandbox {id} {what}"))
+    }
 }
 
 /// The handle.
@@ -104,6 +154,7 @@ pub(crate) struct Sandbox {
     mailbox: mpsc::UnboundedSender<Command>,
     view: watch::Receiver<View>,
     oom_kills_seen: AtomicU64,
+    busy: Mutex<Option<Busy>>,
 }
 
 impl Sandbox {
@@ -115,7 +166,10 @@ impl Sandbox {
     pub(crate) fn usable(&self) -> Result<Arc<Lease>> {
         let view = self.view.borrow();
         match (view.state, &view.lease) {
-            (SandboxState::Acquired, Some(lease)) => Ok(Arc::clone(lease)),
+            (SandboxState::Acquired, Some(lease)) => match self.busy() {
+                None => Ok(Arc::clone(lease)),
+                Some(busy) => Err(busy.error(self.id)),
+            },
             (SandboxState::Paused, Some(_)) => {
                 let message = format!("sandbox {} is paused; resume it first", self.id);
                 Err(Error::new(ErrorKind::FailedPrecondition, reason::SANDBOX_PAUSED, message))
@@ -173,6 +227,30 @@ impl Sandbox {
 
     pub(crate) async fn resume(&self) -> Result<View> {
         self.ask(|reply| Command::Resume { reply }).await
+    }
+
+    /// Keeps the sandbox from being paused, resumed or held by another, and thaws it. Says whether it was paused.
+    /// [`Self::let_go`] must follow.
+    pub(crate) async fn hold(&self) -> Result<bool> {
+        self.ask(|reply| Command::Hold { reply }).await
+    }
+
+    /// Ends that, and freezes the sandbox again if it is to be paused on.
+    pub(crate) async fn let_go(&self, freeze: bool) -> Result<()> {
+        self.ask(|reply| Command::LetGo { freeze, reply }).await
+    }
+
+    pub(crate) fn busy(&self) -> Option<Busy> {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_busy(&self, busy: Option<Busy>) {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = busy;
+    }
+
+    /// What is known of its use.
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        &self.executions.activity
     }
 
     /// Ends the sandbox. `finished` says when nothing is left.

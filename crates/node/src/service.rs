@@ -21,7 +21,11 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::{field, instrument};
 
-use crate::{acquire, node::Shared, sandbox::Sandbox};
+use crate::{
+    acquire, checkpoints,
+    node::Shared,
+    sandbox::{Busy, Sandbox},
+};
 
 pub(crate) use addressed::{Addressed, addressed};
 pub use context::ContextService;
@@ -37,7 +41,7 @@ pub(crate) fn find(node: &Shared, request: &impl Addressed) -> Result<Arc<Sandbo
 }
 
 /// Takes a sandbox's id apart, for the log line of the call too.
-fn sandbox_id(id: &str) -> Result<SandboxId> {
+pub(crate) fn sandbox_id(id: &str) -> Result<SandboxId> {
     let id: SandboxId = id.parse()?;
     tracing::Span::current().record("sandbox_id", field::display(id));
     Ok(id)
@@ -81,6 +85,9 @@ impl NodeService {
     async fn resume(&self, id: &str) -> Result<v1::Sandbox> {
         let sandbox = self.find(id)?;
         let view = sandbox.resume().await?;
+        if sandbox.busy() == Some(Busy::Stopped) {
+            checkpoints::go_on(&sandbox).await?;
+        }
         sandbox.describe_view(&view, &self.node.options)
     }
 }
@@ -104,8 +111,9 @@ impl node_service_server::NodeService for NodeService {
         &self,
         request: Request<node::ReleaseSandboxRequest>,
     ) -> Answer<node::ReleaseSandboxResponse> {
-        let id = sandbox_id(&request.get_ref().sandbox_id).map_err(to_status)?;
-        self.node.release(id).await.map_err(to_status)?;
+        let request = request.get_ref();
+        let id = sandbox_id(&request.sandbox_id).map_err(to_status)?;
+        self.node.release(id, request.keep_journal).await.map_err(to_status)?;
         Ok(Response::new(node::ReleaseSandboxResponse {}))
     }
 
@@ -120,9 +128,10 @@ impl node_service_server::NodeService for NodeService {
 
     #[instrument(skip_all, fields(sandbox_id))]
     async fn get_sandbox(&self, request: Request<node::GetSandboxRequest>) -> Answer<node::GetSandboxResponse> {
-        let found = self.find(&request.get_ref().sandbox_id);
-        let sandbox = Some(found.and_then(|sandbox| self.describe(&sandbox)).map_err(to_status)?);
-        Ok(Response::new(node::GetSandboxResponse { sandbox, ..Default::default() }))
+        let found = self.find(&request.get_ref().sandbox_id).map_err(to_status)?;
+        let sandbox = Some(self.describe(&found).map_err(to_status)?);
+        let activity = Some(node::Activity { last_active_time: Some(found.activity().last().into()) });
+        Ok(Response::new(node::GetSandboxResponse { sandbox, activity }))
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
@@ -140,17 +149,19 @@ impl node_service_server::NodeService for NodeService {
         Ok(Response::new(node::ResumeSandboxResponse { sandbox }))
     }
 
+    #[instrument(skip_all, fields(sandbox_id))]
     async fn checkpoint_sandbox(
         &self,
-        _: Request<cloud_sandbox_proto::node::v1::CheckpointSandboxRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::node::v1::CheckpointSandboxResponse>, Status> {
-        Err(Status::unimplemented("checkpoint_sandbox"))
+        request: Request<node::CheckpointSandboxRequest>,
+    ) -> Answer<node::CheckpointSandboxResponse> {
+        checkpoints::checkpoint(&self.node, request.into_inner()).await.map(Response::new).map_err(to_status)
     }
 
+    #[instrument(skip_all, fields(sandbox_id))]
     async fn restore_sandbox(
         &self,
-        _: Request<cloud_sandbox_proto::node::v1::RestoreSandboxRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::node::v1::RestoreSandboxResponse>, Status> {
-        Err(Status::unimplemented("restore_sandbox"))
+        request: Request<node::RestoreSandboxRequest>,
+    ) -> Answer<node::RestoreSandboxResponse> {
+        checkpoints::restore(&self.node, request.into_inner()).await.map(Response::new).map_err(to_status)
     }
 }

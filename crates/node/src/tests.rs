@@ -4,6 +4,7 @@
 mod acquire;
 mod agent;
 mod chaos;
+mod checkpoints;
 mod contents;
 mod contexts;
 mod contexts_bad;

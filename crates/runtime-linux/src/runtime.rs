@@ -256,6 +256,10 @@ impl Runtime for LinuxRuntime {
         "linux"
     }
 
+    fn writable_folders(&self, template: &str) -> Vec<PathBuf> {
+        if template == HOST_TEMPLATE { template::writable_folders() } else { Vec::new() }
+    }
+
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
         if spec.template != HOST_TEMPLATE {
             return Err(RuntimeError::UnknownTemplate(spec.template.clone()));

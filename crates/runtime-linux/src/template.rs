@@ -92,6 +92,13 @@ pub fn inodes(bytes: u64) -> u64 {
     (bytes / BYTES_PER_INODE).max(INODES_MIN)
 }
 
+/// The names of the writable folders, in the order of their bytes.
+pub fn writable_folders() -> Vec<PathBuf> {
+    let mut folders: Vec<_> = scratch().into_iter().map(|(path, _)| path).collect();
+    folders.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
+    folders
+}
+
 /// Writable folders.
 fn scratch() -> Vec<(PathBuf, u32)> {
     let folders = [

@@ -15,6 +15,7 @@ const NOT_NOW: Duration = Duration::from_millis(50);
 pub async fn check_all(runtime: Arc<dyn Runtime>) {
     sandbox_is_made_reached_and_destroyed(&*runtime).await;
     unknown_template_is_refused(&*runtime).await;
+    writable_folders_are_absolute_and_in_order(&*runtime);
     what_does_not_exist_is_gone_and_can_be_destroyed(&*runtime).await;
     sandbox_ends_when_it_is_destroyed(Arc::clone(&runtime)).await;
     freezing_and_thawing_twice_is_once(&*runtime).await;
@@ -49,6 +50,15 @@ async fn unknown_template_is_refused(runtime: &dyn Runtime) {
     let refused = runtime.create(id, &spec).await;
     assert!(matches!(refused, Err(RuntimeError::UnknownTemplate(name)) if name == "no-such-template"));
     assert!(matches!(runtime.usage(id).await, Err(RuntimeError::Gone(_))), "nothing of it is left");
+}
+
+fn writable_folders_are_absolute_and_in_order(runtime: &dyn Runtime) {
+    let folders = runtime.writable_folders(HOST_TEMPLATE);
+    assert!(!folders.is_empty() && folders.iter().all(|folder| folder.is_absolute()), "{folders:?}");
+    // an agent wants their names in the order of their bytes
+    let names: Vec<_> = folders.iter().map(|folder| folder.as_os_str()).collect();
+    assert!(names.is_sorted_by(|one, other| one < other), "{folders:?}");
+    assert!(runtime.writable_folders("no-such-template").is_empty());
 }
 
 async fn what_does_not_exist_is_gone_and_can_be_destroyed(runtime: &dyn Runtime) {

@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,6 +31,7 @@ struct State {
     failing: HashSet<&'static str>,
     created: usize,
     leftovers: Vec<SandboxId>,
+    writable: Option<Vec<PathBuf>>,
 }
 
 struct Fake {
@@ -83,6 +85,11 @@ impl FakeRuntime {
         }
     }
 
+    /// Says which folders are writable, in place of `/workspace`.
+    pub fn set_writable_folders(&self, folders: Vec<PathBuf>) {
+        self.state().writable = Some(folders);
+    }
+
     /// Leaves a sandbox of an earlier process for [`Runtime::reclaim`] to find.
     pub fn leave_behind(&self, id: SandboxId) {
         self.state().leftovers.push(id);
@@ -118,6 +125,13 @@ impl State {
 impl Runtime for FakeRuntime {
     fn name(&self) -> &'static str {
         "fake"
+    }
+
+    fn writable_folders(&self, template: &str) -> Vec<PathBuf> {
+        if template != HOST_TEMPLATE {
+            return Vec::new();
+        }
+        self.state().writable.clone().unwrap_or_else(|| vec!["/workspace".into()])
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {

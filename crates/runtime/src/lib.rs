@@ -4,7 +4,7 @@
 pub mod conformance;
 pub mod fake;
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{Limits, SandboxId};
@@ -78,6 +78,10 @@ impl RuntimeError {
 pub trait Runtime: Send + Sync + 'static {
     /// The runtime's name: `linux`.
     fn name(&self) -> &'static str;
+
+    /// The folders of a template's sandboxes in which anything can be written, ascending: all that a checkpoint has to
+    /// hold. None for a template that does not exist here.
+    fn writable_folders(&self, template: &str) -> Vec<PathBuf>;
 
     /// Makes a sandbox in which the agent is starting. On an error nothing of it is left.
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError>;

@@ -2,8 +2,10 @@
 //! everything else is done elsewhere.
 
 mod cli;
+mod crash;
 mod data_dir;
 mod doctor;
+mod limits;
 mod listener;
 mod operational;
 mod run;

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use cloud_sandbox_auth::{AuthLayer, Role, Tokens};
-use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, RateLimit, Upstreams};
+use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Upstreams};
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
@@ -26,6 +26,7 @@ use tower::ServiceExt;
 
 use crate::{
     data_dir::DataDir,
+    limits,
     listener::Port,
     operational::{self, Services, Store},
     server::Server,
@@ -88,7 +89,7 @@ impl Start<'_> {
         let runtime = system::runtime(settings, self.run_dir())?;
         let shared = settings.redis_url.is_some();
         let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
-        let node = self.node(address.clone(), runtime.clone(), &directory).await?;
+        let node = self.node(address.clone(), runtime.clone(), &directory, &workspaces).await?;
 
         let of_services = AuthLayer::for_services(self.tokens.clone());
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
@@ -166,7 +167,7 @@ impl Start<'_> {
         let workspaces = self.workspaces().await?;
         let runtime = system::runtime(settings, self.run_dir())?;
         let address = self.advertised(port.address());
-        let node = self.node(address, runtime.clone(), &directory).await?;
+        let node = self.node(address, runtime.clone(), &directory, &workspaces).await?;
         let routes = system::node_routes(&node);
         self.announce(port.address(), None, Some(&runtime));
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
@@ -222,7 +223,8 @@ impl Start<'_> {
         Gateway::new(GatewayOptions {
             tokens: self.tokens.clone(),
             issuer: token::issuer(self.resolved, &self.tokens),
-            rate_limit: RateLimit { per_second: settings.rate_limit_per_second, burst: settings.rate_limit_burst },
+            rate_limit: limits::rate(settings),
+            shared_limits: limits::shared(settings)?,
             max_body_bytes: usize::try_from(settings.max_body_bytes).unwrap_or(usize::MAX),
             max_timeout: CALL_MAX,
             metrics: Arc::new(move || metrics.render()),
@@ -238,9 +240,10 @@ impl Start<'_> {
         address: String,
         runtime: Arc<LinuxRuntime>,
         directory: &Arc<dyn Directory>,
+        workspaces: &Arc<dyn WorkspaceStore>,
     ) -> anyhow::Result<Node> {
         let journal = self.data_dir.join(JOURNAL_DIR);
-        system::node(self.settings, address, journal, runtime, Arc::clone(directory)).await
+        system::node(self.settings, address, journal, runtime, Arc::clone(directory), Arc::clone(workspaces)).await
     }
 
     /// Where checkpoints lie.

@@ -23,7 +23,7 @@ use cloud_sandbox_storage::{
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 
-use crate::settings::Settings;
+use crate::{crash, settings::Settings};
 
 /// How long destroying all sandboxes may take: the kernel needs milliseconds for each.
 pub const DESTROY_PATIENCE: Duration = Duration::from_secs(20);
@@ -79,6 +79,7 @@ pub async fn node(
     journal_dir: PathBuf,
     runtime: Arc<dyn Runtime>,
     directory: Arc<dyn Directory>,
+    workspaces: Arc<dyn WorkspaceStore>,
 ) -> anyhow::Result<Node> {
     let mut options = NodeOptions::new(NodeId::generate(), address, journal_dir);
     options.pool_min = settings.pool_min_size as usize;
@@ -90,7 +91,8 @@ pub async fn node(
     options.journal.execution_bytes = settings.journal_execution_bytes;
     options.journal.total_bytes = settings.journal_total_bytes;
     let id = options.id;
-    let node = Node::start(options, runtime, Arc::clone(&directory)).await.context("failed to start the node")?;
+    let node =
+        Node::start(options, runtime, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
     // the first caller must not hear that there is no node
     let seen = timeout(REPORT_PATIENCE, reported(&*directory, id)).await;
     if seen.is_err() {
@@ -182,7 +184,11 @@ impl Sessions {
     ) -> anyhow::Result<Self> {
         let store = session_store(settings, path).await?;
         let (parts, options) = (parts(Arc::clone(&store)), session_options(settings));
-        Ok(Self { store, sessions: cloud_sandbox_session::Sessions::new(parts, options) })
+        let sessions = match crash::probe()? {
+            Some(probe) => cloud_sandbox_session::Sessions::watched(parts, options, probe),
+            None => cloud_sandbox_session::Sessions::new(parts, options),
+        };
+        Ok(Self { store, sessions })
     }
 
     /// `SessionService`.

@@ -54,10 +54,6 @@ impl Pilot {
                 Some(self.restore(&sandbox, source).await?)
             }
         };
-        let hosts = self.sessions.hosts.clone();
-        let steps = self.sessions.steps.clone();
-        let lent = steps.take(Step::Lend, || hosts.keep_alive(sandbox.id, sandbox.node, LEASE)).await;
-        self.or_release(sandbox.id, lent).await?;
         let noted = self.write(Step::NoteRunning, |change| {
             let change = change.discard_sandbox().state(SessionState::Running).with(|session| {
                 session.sandbox = Some(sandbox.id);
@@ -75,8 +71,19 @@ impl Pilot {
         });
         let noted = noted.await;
         self.or_release(sandbox.id, noted).await?;
+        self.lend(&sandbox).await;
         self.release_discarded().await;
         Ok(())
+    }
+
+    /// Makes the sandbox's lease long, now that the row names it: one that no row names goes soon. The keeper, which
+    /// looks at a new session before its first lease ends, does what fails here.
+    async fn lend(&self, sandbox: &Acquired) {
+        let (hosts, steps) = (&self.sessions.hosts, &self.sessions.steps);
+        if let Err(error) = steps.take(Step::Lend, || hosts.keep_alive(sandbox.id, sandbox.node, LEASE)).await {
+            let error = cloud_sandbox_model::error::chain(&error);
+            tracing::warn!(session_id = %self.record.id, error, "failed to renew a new session's lease; it is tried again");
+        }
     }
 
     /// Acquires a sandbox for the session, in the caller's name. Asked again, it is the same one.

@@ -14,7 +14,7 @@ use cloud_sandbox_model::{
 use cloud_sandbox_proto::v1::{CreateSessionRequest, NetworkMode, ResourceLimits};
 use cloud_sandbox_rpc::CallContext;
 use cloud_sandbox_storage::{
-    CheckpointRecord, SessionRecord,
+    CheckpointRecord, SessionRecord, StorageError,
     sessions::{Inserted, SessionDetails, WantedLimits},
 };
 use sha2::{Digest, Sha256};
@@ -23,7 +23,7 @@ use crate::{
     bring_up::{Source, is_known},
     change::{Change, event},
     due::due,
-    life::{Sessions, no_checkpoint, not_found, now, overtaken},
+    life::{Sessions, WRITES_AGAIN, no_checkpoint, not_found, now, overtaken, write_again_after},
     pilot::Pilot,
     steps::Step,
     timeouts::{self, TIMEOUT_DEFAULT},
@@ -146,11 +146,17 @@ impl Sessions {
         record.due_at = due(&record, now(), &self.options);
         let mut first = Change::of(&record);
         first.next.updated_at = record.updated_at;
-        if let Some(own) = own.clone() {
+        if let Some(own) = own {
             first = first.checkpoint(own);
         }
         let pilot = match self.steps.take(Step::Insert, || self.insert(&first)).await? {
-            Inserted::New => Pilot { sessions: self.clone(), record },
+            Inserted::New => {
+                let pilot = Pilot { sessions: self.clone(), record };
+                if let Some(source) = &source {
+                    self.still_there(source, &pilot).await?;
+                }
+                pilot
+            }
             Inserted::Existing(existing) => {
                 if existing.request_fingerprint != record.request_fingerprint {
                     let message = "another request with this request_id made a session before";
@@ -162,13 +168,10 @@ impl Sessions {
                 }
             }
         };
-        if let Some(source) = &source {
-            self.still_there(source, &pilot).await?;
-        }
-        // of an earlier try, the checkpoint is that one's
-        let own = match (own, pilot.record.details.checkpoint) {
-            (Some(own), Some(id)) => Some(CheckpointRecord { id, session: pilot.record.id, ..own }),
-            _ => None,
+        // that of an earlier try is another one, when the session that is forked was saved for each
+        let own = match pilot.record.details.checkpoint {
+            Some(own) => Some(self.checkpoint(pilot.record.id, own).await?),
+            None => None,
         };
         let source = own.map(|checkpoint| Source { checkpoint, restart_commands: false, lost_work: String::new() });
         let outbound = context.clone();
@@ -176,11 +179,24 @@ impl Sessions {
     }
 
     async fn insert(&self, first: &Change) -> Result<Inserted> {
-        Ok(match self.store.insert(&first.next, &first.along).await? {
-            // written by a try of ours of which nobody told us
-            Inserted::Existing(existing) if existing.id == first.next.id => Inserted::New,
-            inserted => inserted,
-        })
+        let id = first.next.id;
+        let mut again = WRITES_AGAIN;
+        loop {
+            let error = match self.store.insert(&first.next, &first.along).await {
+                // written by a try of ours of which nobody told us
+                Ok(Inserted::Existing(existing)) if existing.id == id => return Ok(Inserted::New),
+                Ok(inserted) => return Ok(inserted),
+                Err(error) => error,
+            };
+            if self.store.get(id).await.is_ok_and(|stored| stored.is_some()) {
+                return Ok(Inserted::New);
+            }
+            if again == 0 || !matches!(error, StorageError::Unavailable { .. }) {
+                return Err(error.into());
+            }
+            again -= 1;
+            tokio::time::sleep(write_again_after()).await;
+        }
     }
 
     /// The checkpoint of the session that is forked could go while nothing needed it yet; now the fork does.

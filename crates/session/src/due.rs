@@ -8,10 +8,13 @@ use cloud_sandbox_storage::{
     sessions::{Depth, from_millis, to_millis},
 };
 
-use crate::options::Options;
+use crate::{options::Options, pilot::FIRST_LEASE};
 
 /// How often a session with a sandbox is looked at in any case: its sandbox's lease is renewed then.
 pub(crate) const LOOK_MAX: Duration = Duration::from_secs(600);
+/// When a session that has just begun to run is looked at first, well before the lease ends that its sandbox was acquired
+/// with: whoever brought it up may have ended before it made that longer.
+const FIRST_LOOK_AFTER: Duration = Duration::from_secs(FIRST_LEASE as u64 / 2);
 /// How often a session without one is: what is kept of it may have become old.
 const AGE_EVERY: Duration = Duration::from_secs(86_400);
 
@@ -44,6 +47,8 @@ pub(crate) fn due(record: &SessionRecord, now: SystemTime, options: &Options) ->
 fn running(record: &SessionRecord, now: SystemTime) -> SystemTime {
     let details = &record.details;
     let mut at = now + LOOK_MAX;
+    let first_look = details.running_since.map(|since| since + FIRST_LOOK_AFTER);
+    at = first_look.filter(|first| *first > now).map_or(at, |first| at.min(first));
     if let Some(end) = expiry(record) {
         at = at.min(end);
     }

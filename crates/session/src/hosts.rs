@@ -81,13 +81,33 @@ impl Hosts {
             Whereabouts::Gone => return Err(gone(sandbox)),
             Whereabouts::Missing => return Err(missing(sandbox)),
         };
+        match self.ask(&entry, within, message, call).await {
+            Err(error) if self.is_silent(&entry, &error).await => Err(missing(sandbox)),
+            answered => answered,
+        }
+    }
+
+    async fn ask<Q, R>(
+        &self,
+        entry: &SandboxEntry,
+        within: Duration,
+        message: Q,
+        call: impl FnOnce(NodeClient, Request<Q>) -> Answer<R>,
+    ) -> Result<R> {
         let client = self.nodes.client(&entry.node_address)?;
         let mut request = Request::new(message);
         request.set_timeout(within);
         match tokio::time::timeout(within, call(client, request)).await.map_err(unreachable)? {
             Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(self.nodes.failed(&entry, &status).await),
+            Err(status) => Err(self.nodes.failed(entry, &status).await),
         }
+    }
+
+    /// Whether a node that did not answer has also stopped reporting itself. Its sandboxes stay in the directory until
+    /// their leases end, which may be long.
+    async fn is_silent(&self, entry: &SandboxEntry, error: &Error) -> bool {
+        error.reason() == reason::NODE_UNREACHABLE
+            && self.alive().await.is_ok_and(|nodes| nodes.iter().all(|node| node.id != entry.node))
     }
 
     /// The sandbox as its node knows it.
@@ -149,22 +169,22 @@ impl Hosts {
         .await
     }
 
-    /// Releases the sandbox; one that is gone is released, unless its journal is to go too. One that is missing is left to
-    /// its lease.
+    /// Releases the sandbox; one that is gone is released, unless its journal is to go too. One that is missing, or whose
+    /// node is not alive any more, is left to its lease.
     pub(crate) async fn release(&self, sandbox: SandboxId, keep_journal: bool) -> Result<()> {
         let Some(entry) = self.nodes.directory().sandbox(sandbox).await? else { return Ok(()) };
         if entry.ended && keep_journal {
             return Ok(());
         }
-        let mut client: NodeClient = self.nodes.client(&entry.node_address)?;
-        let mut request = Request::new(node::ReleaseSandboxRequest { sandbox_id: sandbox.to_string(), keep_journal });
-        request.set_timeout(ANSWER_WITHIN);
-        let released = match tokio::time::timeout(ANSWER_WITHIN, client.release_sandbox(request)).await {
-            Err(elapsed) => Err(unreachable(elapsed)),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(self.nodes.failed(&entry, &status).await),
-        };
-        match released {
+        let request = node::ReleaseSandboxRequest { sandbox_id: sandbox.to_string(), keep_journal };
+        let released = self.ask(&entry, ANSWER_WITHIN, request, |mut node, request| {
+            Box::pin(async move { node.release_sandbox(request).await })
+        });
+        match released.await {
+            Err(error) if self.is_silent(&entry, &error).await => {
+                tracing::warn!(sandbox_id = %sandbox, node_id = %entry.node, "a sandbox is left to its lease: its node is gone");
+                Ok(())
+            }
             Err(error) if !is_gone(&error) => Err(error),
             _ => {
                 if !keep_journal {

@@ -125,10 +125,15 @@ impl SessionKeeper {
         if record.details.flight.is_some() {
             return Ok(());
         }
-        if !record.details.discarded.is_empty() {
-            sessions.release_discarded(&record).await?;
-            return Ok(());
-        }
+        let record = match sessions.release_discarded(&record).await {
+            Ok(released) => released,
+            // the node of its old sandbox says nothing of where it is now
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(session_id = %record.id, error, "failed to release a session's old sandbox; it is tried again");
+                record
+            }
+        };
         let frozen = record.details.paused.is_none_or(|paused| paused.depth == Depth::Frozen);
         match (record.state, record.sandbox) {
             (SessionState::Running, Some(sandbox)) => self.look_at_running(record, sandbox).await,
@@ -194,7 +199,7 @@ impl SessionKeeper {
                 return Ok(None);
             }
             Err(error) if is_missing(&error) => {
-                self.note_missing(record).await?;
+                sessions.note_missing(record).await?;
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -216,29 +221,8 @@ impl SessionKeeper {
         Ok(sessions.commit(&found).await?.map(|record| (record, seen)))
     }
 
-    /// A directory may lose its content, and gets it back from the nodes; only what stays missing is gone.
-    async fn note_missing(&self, record: SessionRecord) -> Result<()> {
-        let sessions = &self.sessions;
-        let missing_for = record.details.missing_since.and_then(|since| SystemTime::now().duration_since(since).ok());
-        match missing_for {
-            Some(missing_for) if missing_for >= sessions.options.missing_patience => {
-                sessions.fail(record, "its node is gone").await?;
-            }
-            Some(_) => {}
-            None => {
-                let missing = Change::of(&record).with(|session| {
-                    session.updated_at = record.updated_at;
-                    session.details.missing_since = Some(now());
-                });
-                if let Some(written) = sessions.commit(&missing).await? {
-                    sessions.store.postpone(&written, Some(now() + AGAIN_AFTER)).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     async fn keep(&self, record: &SessionRecord, until: SystemTime) -> Result<()> {
+        let until = if record.details.discarded.is_empty() { until } else { until.min(now() + AGAIN_AFTER) };
         self.sessions.store.postpone(record, Some(until)).await?;
         Ok(())
     }
@@ -326,6 +310,27 @@ impl SessionKeeper {
 }
 
 impl Sessions {
+    /// A directory may lose its content, and gets it back from the nodes; only what stays missing is gone.
+    pub(crate) async fn note_missing(&self, record: SessionRecord) -> Result<()> {
+        let missing_for = record.details.missing_since.and_then(|since| SystemTime::now().duration_since(since).ok());
+        match missing_for {
+            Some(missing_for) if missing_for >= self.options.missing_patience => {
+                self.fail(record, "its node is gone").await?;
+            }
+            Some(_) => {}
+            None => {
+                let missing = Change::of(&record).with(|session| {
+                    session.updated_at = record.updated_at;
+                    session.details.missing_since = Some(now());
+                });
+                if let Some(written) = self.commit(&missing).await? {
+                    self.store.postpone(&written, Some(now() + AGAIN_AFTER)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn collect(&self) -> Result<usize> {
         let mut folders = Vec::new();
         let mut after = None;

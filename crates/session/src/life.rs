@@ -35,7 +35,7 @@ const WAIT_MAX: Duration = Duration::from_secs(300);
 const POLL_MIN: Duration = Duration::from_millis(2);
 const POLL_MAX: Duration = Duration::from_millis(100);
 /// A write whose outcome nobody told is sent again this often: it is found if it had been written.
-const WRITES_AGAIN: u32 = 4;
+pub(crate) const WRITES_AGAIN: u32 = 4;
 const WRITE_AGAIN_AFTER: Duration = Duration::from_millis(40);
 
 pub(crate) type SchedulerClient = SchedulerServiceClient<Upstream>;
@@ -79,6 +79,11 @@ impl std::ops::Deref for Sessions {
     fn deref(&self) -> &Inner {
         &self.0
     }
+}
+
+/// How long to wait until a write is sent again: not all at once.
+pub(crate) fn write_again_after() -> Duration {
+    WRITE_AGAIN_AFTER.mul_f64(rand::random_range(0.5..1.5))
 }
 
 /// The time now, as stores keep it.
@@ -204,7 +209,7 @@ impl Sessions {
                 Err(StorageError::Unavailable { .. }) if again > 0 => again -= 1,
                 Err(error) => return Err(error.into()),
             }
-            sleep(WRITE_AGAIN_AFTER.mul_f64(rand::random_range(0.5..1.5))).await;
+            sleep(write_again_after()).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Pausing: frozen, or saved to a checkpoint; and saving a session that goes on.
 
 use cloud_sandbox_auth::Principal;
-use cloud_sandbox_model::{CheckpointId, Error, ErrorKind, Result, SandboxId, SessionState};
+use cloud_sandbox_model::{CheckpointId, Error, ErrorKind, Result, SandboxId, SessionState, error::reason};
 use cloud_sandbox_proto::node::v1::{CheckpointSandboxRequest, CheckpointSandboxResponse};
 use cloud_sandbox_rpc::CallContext;
 use cloud_sandbox_storage::{
@@ -13,7 +13,7 @@ use crate::{
     bring_up::{is_known, reference},
     change::{Change, event},
     hosts::is_gone,
-    life::{SANDBOX_ENDED, Sessions, now, overtaken, wrong_state},
+    life::{SANDBOX_ENDED, Sessions, not_found, now, overtaken, wrong_state},
     pilot::Pilot,
     retention,
     steps::Step,
@@ -97,7 +97,12 @@ impl Sessions {
     async fn freeze(&self, context: &CallContext, record: &SessionRecord, auto: bool) -> Result<Option<SessionRecord>> {
         let sandbox = sandbox_of(record, "paused")?;
         let begun = Pilot::begin(self, record, Step::BeginFreeze, |change, flight| {
-            change.state(SessionState::Pausing).with(|session| session.details.flight = Some(flight))
+            let since_ms = to_millis(change.next.updated_at);
+            change.state(SessionState::Pausing).with(|session| {
+                session.details.flight = Some(flight);
+                // also for whoever finds it frozen when this one has ended
+                session.details.paused = Some(Paused { depth: Depth::Frozen, auto, since_ms });
+            })
         });
         let Some(pilot) = begun.await? else { return Ok(None) };
         self.fly(context, pilot.freeze(sandbox, auto)).await.map(Some)
@@ -195,37 +200,47 @@ impl Pilot {
             return Err(wrong_state(&failed, asked));
         }
         if is_known(&error) {
-            self.write(Step::NoteThawed, |change| change.state(state).landed()).await?;
+            self.write(Step::NoteThawed, |change| {
+                change.state(state).landed().with(|session| {
+                    if state == SessionState::Running {
+                        session.details.paused = None;
+                    }
+                })
+            })
+            .await?;
         }
         Err(error)
     }
 
     async fn save(
         mut self,
-        base: Option<CheckpointRecord>,
+        mut base: Option<CheckpointRecord>,
         sandbox: SandboxId,
         after: After,
         told: (&'static str, String),
     ) -> Result<SessionRecord> {
-        let node = self.record.details.node;
         let id = self.record.details.flight.as_ref().and_then(|flight| flight.checkpoint);
         let id = id.ok_or_else(|| overtaken(self.record.id))?;
-        let request = CheckpointSandboxRequest {
+        let mut request = CheckpointSandboxRequest {
             sandbox_id: sandbox.to_string(),
             checkpoint_id: id.to_string(),
             base: base.as_ref().map(reference),
             keep_stopped: after == After::Paused,
         };
-        let (hosts, steps) = (self.sessions.hosts.clone(), self.sessions.steps.clone());
-        let saving = steps.take(Step::Save, || hosts.save(request.clone(), sandbox, node));
-        let saved = match self.during(None, saving).await.and_then(|saved| Saved::of(saved, id)) {
+        let mut saved = self.save_at_node(&request, sandbox).await;
+        if base.is_some() && saved.as_ref().is_err_and(|error| error.reason() == reason::CHECKPOINT_DAMAGED) {
+            // what runs is whole, and all that there is now: it is saved on its own
+            (base, request.base) = (None, None);
+            saved = self.save_at_node(&request, sandbox).await;
+        }
+        let saved = match saved.and_then(|saved| Saved::of(saved, id)) {
             Ok(saved) => saved,
             Err(error) => return self.undo_save(error, sandbox).await,
         };
         let kept = self.sessions.store.checkpoints(self.record.id).await?;
         let complete = saved.record(&self.record, id, base.as_ref());
         let old = retention::superfluous(&kept, &complete, &self.sessions.options);
-        self.write(Step::NoteSaved, |change| {
+        let noted = self.write(Step::NoteSaved, |change| {
             let message = format!(
                 "checkpoint {id}: {} entries, {} bytes, of which {} were stored",
                 complete.files, complete.bytes, complete.stored_bytes
@@ -247,13 +262,36 @@ impl Pilot {
                     paused.landed().event(told.0, told.1.clone())
                 }
             }
-        })
-        .await?;
+        });
+        if let Err(error) = noted.await {
+            return self.let_go_on(error, sandbox).await;
+        }
         if !old.is_empty() {
             self.sessions.superfluous.notify_one();
         }
         self.release_discarded().await;
         Ok(self.record)
+    }
+
+    async fn save_at_node(
+        &mut self,
+        request: &CheckpointSandboxRequest,
+        sandbox: SandboxId,
+    ) -> Result<CheckpointSandboxResponse> {
+        let node = self.record.details.node;
+        let (hosts, steps) = (self.sessions.hosts.clone(), self.sessions.steps.clone());
+        let saving = steps.take(Step::Save, || hosts.save(request.clone(), sandbox, node));
+        self.during(None, saving).await
+    }
+
+    /// After a save that is not wanted any more: whoever took the session over may have had its processes go on before
+    /// they were stopped for the end of the save.
+    async fn let_go_on(self, error: Error, sandbox: SandboxId) -> Result<SessionRecord> {
+        let stored = self.sessions.store.get(self.record.id).await?.ok_or_else(|| not_found(self.record.id))?;
+        if stored.state == SessionState::Running && stored.sandbox == Some(sandbox) {
+            self.sessions.hosts.thaw(sandbox, stored.details.node).await?;
+        }
+        Err(error)
     }
 
     /// Lets the session be what it was before, with its processes as they were.
@@ -286,7 +324,11 @@ impl Pilot {
 /// The session as it was before a save that came to nothing.
 pub(crate) fn undone(change: Change, before: Option<Paused>) -> Change {
     let state = if before.is_some() { SessionState::Paused } else { SessionState::Running };
-    change.state(state).with(|session| session.details.paused = before).landed()
+    let change = change.state(state).with(|session| {
+        session.details.paused = before;
+        session.details.missing_since = None;
+    });
+    change.landed()
 }
 
 /// What a node says of a checkpoint that it has written, read.

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use cloud_sandbox_model::{ErrorKind, Result, SessionState};
+use cloud_sandbox_model::{Result, SessionState};
 use cloud_sandbox_node_client::missing;
 use cloud_sandbox_proto::v1::SandboxState;
 use cloud_sandbox_storage::{
@@ -12,7 +12,7 @@ use cloud_sandbox_storage::{
 
 use crate::{
     change::event,
-    hosts::is_gone,
+    hosts::{is_gone, is_missing},
     life::{SANDBOX_ENDED, Sessions},
     pause::undone,
     pilot::Pilot,
@@ -64,6 +64,7 @@ impl Pilot {
         };
         match restored {
             Err(error) if is_gone(&error) => return self.lost().await,
+            Err(error) if is_missing(&error) => return self.sessions.note_missing(self.record).await,
             Err(error) => return Err(error),
             Ok(()) => {}
         }
@@ -92,7 +93,8 @@ impl Pilot {
     async fn follow(mut self) -> Result<()> {
         let Some(sandbox) = self.record.sandbox else { return self.lost().await };
         let seen = match self.sessions.hosts.look(sandbox, self.record.details.node).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => return self.lost().await,
+            Err(error) if is_gone(&error) => return self.lost().await,
+            Err(error) if is_missing(&error) => return self.sessions.note_missing(self.record).await,
             seen => missing(seen?.sandbox, "sandbox")?,
         };
         let frozen = seen.state() == SandboxState::Paused;
@@ -103,6 +105,7 @@ impl Pilot {
                 let details = &mut session.details;
                 let before = details.paused.or(details.flight.as_ref().and_then(|flight| flight.before));
                 let now_frozen = Paused { depth: Depth::Frozen, auto: false, since_ms: to_millis(since) };
+                details.missing_since = None;
                 details.paused = frozen.then(|| before.unwrap_or(now_frozen));
                 details.running_since = (!frozen).then(|| details.running_since.unwrap_or(since));
             });

@@ -1,17 +1,21 @@
 //! node.v1: the lives of sandboxes.
 
+use std::time::{Duration, SystemTime};
+
 use cloud_sandbox_model::{ErrorKind, SandboxId, error::reason};
 use cloud_sandbox_proto::{
     node::v1::{
-        AcquireSandboxRequest, AcquireSandboxResponse, GetSandboxRequest, GetSandboxResponse, KeepAliveSandboxRequest,
-        KeepAliveSandboxResponse, PauseSandboxRequest, PauseSandboxResponse, ReleaseSandboxRequest,
-        ReleaseSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, node_service_server::NodeService,
+        AcquireSandboxRequest, AcquireSandboxResponse, Activity, CheckpointSandboxRequest, CheckpointSandboxResponse,
+        GetSandboxRequest, GetSandboxResponse, KeepAliveSandboxRequest, KeepAliveSandboxResponse, PauseSandboxRequest,
+        PauseSandboxResponse, ReleaseSandboxRequest, ReleaseSandboxResponse, RestoreSandboxRequest,
+        RestoreSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, node_service_server::NodeService,
     },
     v1,
 };
+use cloud_sandbox_storage::SandboxEntry;
 use tonic::{Request, Response, Status};
 
-use crate::node::{SimNode, status, wanted};
+use crate::node::{LEASE_DEFAULT, SimNode, status, wanted};
 
 #[tonic::async_trait]
 impl NodeService for SimNode {
@@ -45,8 +49,12 @@ impl NodeService for SimNode {
         let id = &request.get_ref().sandbox_id;
         self.readable(id)?;
         let id: SandboxId = id.parse().map_err(cloud_sandbox_rpc::to_status)?;
-        self.forget(id);
-        self.0.directory.remove_sandbox(id).await.expect("the directory forgets sandboxes");
+        if request.get_ref().keep_journal {
+            self.end(id).await;
+        } else {
+            self.forget(id);
+            self.0.directory.remove_sandbox(id).await.expect("the directory forgets sandboxes");
+        }
         call.reply(ReleaseSandboxResponse {})
     }
 
@@ -55,14 +63,17 @@ impl NodeService for SimNode {
         request: Request<KeepAliveSandboxRequest>,
     ) -> Result<Response<KeepAliveSandboxResponse>, Status> {
         let call = self.enter("KeepAliveSandbox", &request).await?;
-        let sandbox = self.hosted(&request.get_ref().sandbox_id)?;
+        let sandbox = self.lend(&request.get_ref().sandbox_id, request.get_ref().timeout_seconds).await?;
         call.reply(KeepAliveSandboxResponse { sandbox: Some(sandbox) })
     }
 
     async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Result<Response<GetSandboxResponse>, Status> {
         let call = self.enter("GetSandbox", &request).await?;
         let sandbox = self.hosted(&request.get_ref().sandbox_id)?;
-        call.reply(GetSandboxResponse { sandbox: Some(sandbox), ..Default::default() })
+        let id: SandboxId = sandbox.sandbox_id.parse().map_err(cloud_sandbox_rpc::to_status)?;
+        let last_active = self.inside(id).last_active.unwrap_or_else(SystemTime::now);
+        let activity = Some(Activity { last_active_time: Some(last_active.into()) });
+        call.reply(GetSandboxResponse { sandbox: Some(sandbox), activity })
     }
 
     async fn pause_sandbox(
@@ -80,31 +91,57 @@ impl NodeService for SimNode {
     ) -> Result<Response<ResumeSandboxResponse>, Status> {
         let call = self.enter("ResumeSandbox", &request).await?;
         let sandbox = self.turn(&request.get_ref().sandbox_id, v1::SandboxState::Acquired)?;
+        let id: SandboxId = sandbox.sandbox_id.parse().map_err(cloud_sandbox_rpc::to_status)?;
+        if let Some(inside) = self.state().inside.get_mut(&id) {
+            inside.stopped = false;
+        }
         call.reply(ResumeSandboxResponse { sandbox: Some(sandbox) })
     }
 
     async fn checkpoint_sandbox(
         &self,
-        _: Request<cloud_sandbox_proto::node::v1::CheckpointSandboxRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::node::v1::CheckpointSandboxResponse>, Status> {
-        Err(Status::unimplemented("checkpoint_sandbox"))
+        request: Request<CheckpointSandboxRequest>,
+    ) -> Result<Response<CheckpointSandboxResponse>, Status> {
+        let call = self.enter("CheckpointSandbox", &request).await?;
+        self.hosted(&request.get_ref().sandbox_id)?;
+        call.reply(self.save(request.get_ref()).await?)
     }
 
     async fn restore_sandbox(
         &self,
-        _: Request<cloud_sandbox_proto::node::v1::RestoreSandboxRequest>,
-    ) -> Result<Response<cloud_sandbox_proto::node::v1::RestoreSandboxResponse>, Status> {
-        Err(Status::unimplemented("restore_sandbox"))
+        request: Request<RestoreSandboxRequest>,
+    ) -> Result<Response<RestoreSandboxResponse>, Status> {
+        let call = self.enter("RestoreSandbox", &request).await?;
+        self.hosted(&request.get_ref().sandbox_id)?;
+        let manifest = Some(self.restore(request.get_ref()).await?);
+        call.reply(RestoreSandboxResponse { manifest })
     }
 }
 
 impl SimNode {
-    fn turn(&self, id: &str, state: v1::SandboxState) -> Result<v1::Sandbox, Status> {
+    pub(crate) fn turn(&self, id: &str, state: v1::SandboxState) -> Result<v1::Sandbox, Status> {
         let mut sandbox = self.hosted(id)?;
         sandbox.state = state.into();
         let parsed: SandboxId = id.parse().map_err(cloud_sandbox_rpc::to_status)?;
         if let Some((_, hosted)) = self.state().sandboxes.get_mut(&parsed) {
             hosted.state = state.into();
+        }
+        Ok(sandbox)
+    }
+
+    /// Starts a lease anew, also in the directory.
+    async fn lend(&self, id: &str, seconds: u32) -> Result<v1::Sandbox, Status> {
+        let mut sandbox = self.hosted(id)?;
+        let parsed: SandboxId = id.parse().map_err(cloud_sandbox_rpc::to_status)?;
+        let seconds = if seconds == 0 { LEASE_DEFAULT } else { seconds };
+        let expires_at = SystemTime::now() + Duration::from_secs(seconds.into());
+        sandbox.expire_time = Some(expires_at.into());
+        if let Some((_, hosted)) = self.state().sandboxes.get_mut(&parsed) {
+            hosted.expire_time = sandbox.expire_time;
+        }
+        if let Some(entry) = self.0.directory.sandbox(parsed).await.expect("the directory answers") {
+            let entry = SandboxEntry { expires_at, ..entry };
+            self.0.directory.put_sandbox(&entry).await.expect("the directory takes sandboxes");
         }
         Ok(sandbox)
     }

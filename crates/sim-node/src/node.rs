@@ -16,9 +16,11 @@ use cloud_sandbox_proto::{
     },
 };
 use cloud_sandbox_rpc::{LocalDial, in_process, upstream::MESSAGE_MAX};
-use cloud_sandbox_storage::{Directory, NodeEntry, SandboxEntry};
+use cloud_sandbox_storage::{Directory, NodeEntry, SandboxEntry, WorkspaceStore};
 use futures::{Stream, StreamExt};
 use tonic::{Request, Status, service::Routes};
+
+use crate::checkpoints::Inside;
 
 /// How a method fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub enum Fault {
     GoneAtSecondMessage,
 }
 
+/// The lease of who asks for none, in seconds.
+pub(crate) const LEASE_DEFAULT: u32 = 300;
 /// What a client hears when a connection breaks.
 const BROKEN: &str = "the connection broke";
 
@@ -67,6 +71,9 @@ pub(crate) struct State {
     pub(crate) sandboxes: HashMap<SandboxId, (Owner, v1::Sandbox)>,
     /// what has ended and can still be read
     pub(crate) ended: HashSet<SandboxId>,
+    /// what is inside those in which something was done
+    pub(crate) inside: HashMap<SandboxId, Inside>,
+    pub(crate) workspaces: Option<Arc<dyn WorkspaceStore>>,
     /// the first answer to each request id of an owner
     pub(crate) answers: HashMap<String, (v1::AcquireSandboxRequest, v1::Sandbox)>,
     faults: HashMap<&'static str, Fault>,
@@ -178,6 +185,7 @@ impl SimNode {
     pub fn forget(&self, id: SandboxId) {
         let mut state = self.state();
         state.sandboxes.remove(&id);
+        state.inside.remove(&id);
         state.ended.remove(&id);
     }
 
@@ -186,6 +194,7 @@ impl SimNode {
         {
             let mut state = self.state();
             state.sandboxes.remove(&id);
+            state.inside.remove(&id);
             state.ended.insert(id);
         }
         let entry = self.0.directory.sandbox(id).await.expect("the directory answers");
@@ -234,6 +243,20 @@ impl SimNode {
     #[must_use]
     pub fn sandboxes(&self) -> Vec<SandboxId> {
         self.state().sandboxes.keys().copied().collect()
+    }
+
+    /// When the lease of a hosted sandbox ends.
+    #[must_use]
+    pub fn lease_end(&self, id: SandboxId) -> Option<SystemTime> {
+        let state = self.state();
+        let (_, sandbox) = state.sandboxes.get(&id)?;
+        SystemTime::try_from(sandbox.expire_time?).ok()
+    }
+
+    /// Whether a hosted sandbox is frozen.
+    #[must_use]
+    pub fn is_frozen(&self, id: SandboxId) -> bool {
+        self.state().sandboxes.get(&id).is_some_and(|(_, sandbox)| sandbox.state() == v1::SandboxState::Paused)
     }
 
     /// The `x-request-id` of the latest call, and whether it had a deadline.
@@ -288,7 +311,8 @@ impl SimNode {
 
     pub(crate) async fn make(&self, owner: &Owner, wanted: &v1::AcquireSandboxRequest) -> Result<v1::Sandbox, Status> {
         let id = SandboxId::generate();
-        let lease = Duration::from_secs(if wanted.timeout_seconds == 0 { 300 } else { wanted.timeout_seconds.into() });
+        let seconds = if wanted.timeout_seconds == 0 { LEASE_DEFAULT } else { wanted.timeout_seconds };
+        let lease = Duration::from_secs(seconds.into());
         let now = SystemTime::now();
         let entry = SandboxEntry {
             id,

@@ -2,13 +2,18 @@
 
 pub mod directory;
 pub mod error;
+pub mod limits;
 pub mod page;
+mod redis;
 pub mod sessions;
+#[cfg(test)]
+mod small_disk;
 pub mod workspaces;
 
 pub use directory::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
 pub use directory::{memory::MemoryDirectory, redis::RedisDirectory};
 pub use error::StorageError;
+pub use limits::{Place, RedisLimits};
 pub use sessions::{CheckpointRecord, SessionFilter, SessionRecord, SessionStore};
 pub use sessions::{postgres::PostgresSessions, sqlite::SqliteSessions};
 pub use workspaces::{WorkspaceStore, file::FileWorkspaces, s3::S3Options, s3::S3Workspaces};

@@ -36,6 +36,7 @@ pub fn options(seen: &Arc<Seen>, well: &Arc<AtomicBool>) -> Options {
     Options {
         issuer: TokenIssuer::new(tokens.clone(), keys, true, Duration::from_secs(3600)),
         rate_limit: RateLimit { per_second: 0, burst: 0 },
+        shared_limits: None,
         max_body_bytes: BODY_MAX,
         max_timeout: Duration::from_secs(30),
         metrics: Arc::new(|| "a_metric 1\n".to_owned()),

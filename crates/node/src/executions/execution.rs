@@ -35,6 +35,7 @@ use super::{
     controls::{Controls, Driver},
     record::{Head, Tail},
 };
+use crate::sandbox::InUse;
 
 /// How long a reader that does not read may hold up the last event of an execution that has ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -145,6 +146,11 @@ impl Execution {
         let ended_at = execution.log.ended_at();
         execution.state.send_replace(State { phase: Phase::Running, pid: 0, end: Some(end), ended_at });
         Some(execution)
+    }
+
+    /// Its sandbox is in use for as long as the answer lives; none when the sandbox is forgotten.
+    pub(super) fn in_use(&self) -> Option<InUse> {
+        self.register.upgrade().map(|register| register.activity.begin())
     }
 
     /// Keeps what starts it again.

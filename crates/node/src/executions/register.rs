@@ -19,6 +19,8 @@ use cloud_sandbox_proto::checkpoint::v1::AnsweredRequest;
 use prost::Message;
 use tokio_util::task::TaskTracker;
 
+use crate::sandbox::Activity;
+
 use super::{
     Execution,
     record::{Head, Owned},
@@ -38,6 +40,8 @@ pub(crate) struct Executions {
     sandbox: SandboxId,
     journal: Journal,
     state: Mutex<State>,
+    /// when the sandbox was last in use
+    pub(crate) activity: Arc<Activity>,
     /// the tasks that drive them
     pub(crate) tasks: TaskTracker,
 }
@@ -129,7 +133,8 @@ pub(super) enum Turn {
 impl Executions {
     /// None yet.
     pub(crate) fn new(sandbox: SandboxId, journal: Journal) -> Arc<Self> {
-        Arc::new(Self { sandbox, journal, state: Mutex::default(), tasks: TaskTracker::new() })
+        let (state, activity, tasks) = Default::default();
+        Arc::new(Self { sandbox, journal, state, activity, tasks })
     }
 
     /// Those that an earlier process left of a sandbox, which is no more.

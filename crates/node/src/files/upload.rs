@@ -66,6 +66,7 @@ where
     let Some(Piece::Header(header)) = first.piece() else { return Err(no_header()) };
     let sandbox = find(node, header)?;
     check(&sandbox, header)?;
+    let _in_use = sandbox.activity().begin();
     let subject = header.subject().into_owned();
 
     let (fault, faulted) = oneshot::channel();

@@ -5,7 +5,7 @@
 
 use std::{
     ops::ControlFlow,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Command, EndCause, Lease, Sandbox, View, runtime_error};
+use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, runtime_error};
 use crate::{
     agent::Agent,
     archive::Archived,
@@ -36,6 +36,8 @@ const DESTROY_PAUSE: Duration = Duration::from_millis(100);
 const DESTROY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often an acquired sandbox is written into the directory again, which may have been emptied meanwhile.
 const PUT_AGAIN: Duration = Duration::from_secs(30);
+/// How often an acquired sandbox is looked at, to see whether its processes do anything.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long the end of a sandbox waits for its executions to be recorded as ended with it.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Later than any lease: a sandbox that nobody has acquired does not expire.
@@ -70,9 +72,19 @@ pub(crate) fn spawn(
         mailbox: commands,
         view: watched,
         oom_kills_seen: AtomicU64::new(0),
+        busy: Mutex::new(None),
     });
     node.table().insert(id, Arc::clone(&sandbox));
-    let owner = Owner { node: Arc::clone(node), sandbox: Arc::clone(&sandbox), slot, mailbox, view, limits };
+    let owner = Owner {
+        node: Arc::clone(node),
+        sandbox: Arc::clone(&sandbox),
+        slot,
+        mailbox,
+        view,
+        limits,
+        held: false,
+        cpu: CpuTime::default(),
+    };
     let (made, receiver) = oneshot::channel();
     let span = tracing::info_span!("sandbox", sandbox_id = %id);
     node.tasks.spawn(owner.run(purpose, made).instrument(span));
@@ -86,6 +98,9 @@ struct Owner {
     mailbox: mpsc::UnboundedReceiver<Command>,
     view: watch::Sender<View>,
     limits: Limits,
+    /// somebody saves or restores it
+    held: bool,
+    cpu: CpuTime,
 }
 
 impl Owner {
@@ -146,6 +161,7 @@ impl Owner {
         let mut ended = std::pin::pin!(runtime.ended(self.sandbox.id));
         let mut lease_end = Instant::now() + NEVER;
         let mut again = Instant::now() + PUT_AGAIN;
+        let mut look = Instant::now() + LOOK_AGAIN;
         loop {
             let command = tokio::select! {
                 biased;
@@ -158,6 +174,11 @@ impl Owner {
                         let paused = self.slot.state() == SandboxState::Paused;
                         self.put_again(&lease, paused).await;
                     }
+                    continue;
+                }
+                () = sleep_until(look) => {
+                    look = Instant::now() + LOOK_AGAIN;
+                    self.look().await;
                     continue;
                 }
                 Some(command) = self.mailbox.recv() => command,
@@ -193,8 +214,28 @@ impl Owner {
                 let resumed = self.resume().await;
                 let _ = reply.send(resumed);
             }
+            Command::Hold { reply } => {
+                let held = self.hold().await;
+                let _ = reply.send(held);
+            }
+            Command::LetGo { freeze, reply } => {
+                let let_go = self.let_go(freeze).await;
+                let _ = reply.send(let_go);
+            }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Sees whether processes have done anything since it last looked. What an agent does for a checkpoint is no use.
+    async fn look(&mut self) {
+        if self.held || self.slot.state() != SandboxState::Acquired {
+            return self.cpu.forget();
+        }
+        if let Ok(usage) = self.node.runtime.usage(self.sandbox.id).await
+            && self.cpu.busy(Instant::now(), &usage)
+        {
+            self.sandbox.activity().touch();
+        }
     }
 
     /// Makes the sandbox the caller's, findable before it is told.
@@ -210,6 +251,7 @@ impl Owner {
             view.state = SandboxState::Acquired;
             view.lease = Some(Arc::clone(&lease));
         });
+        self.sandbox.activity().touch();
         tracing::info!(tenant = lease.tenant, user = lease.user, "sandbox acquired");
         Ok(lease)
     }
@@ -228,8 +270,34 @@ impl Owner {
         Ok(self.view.borrow().clone())
     }
 
+    async fn hold(&mut self) -> Result<bool> {
+        self.lease()?;
+        self.refuse_if_held()?;
+        let paused = self.slot.state() == SandboxState::Paused;
+        if paused {
+            self.node.runtime.thaw(self.sandbox.id).await.map_err(runtime_error)?;
+        }
+        self.held = true;
+        Ok(paused)
+    }
+
+    async fn let_go(&mut self, freeze: bool) -> Result<()> {
+        self.held = false;
+        self.cpu.forget();
+        if freeze {
+            self.node.runtime.freeze(self.sandbox.id).await.map_err(runtime_error)?;
+        }
+        Ok(())
+    }
+
+    fn refuse_if_held(&self) -> Result<()> {
+        let busy = self.sandbox.busy().unwrap_or(Busy::Checkpoint);
+        if self.held { Err(busy.error(self.sandbox.id)) } else { Ok(()) }
+    }
+
     async fn pause(&mut self) -> Result<View> {
         let lease = self.lease()?;
+        self.refuse_if_held()?;
         if self.slot.state() != SandboxState::Paused {
             self.node.runtime.freeze(self.sandbox.id).await.map_err(runtime_error)?;
             self.enter(SandboxState::Paused)?;
@@ -240,6 +308,7 @@ impl Owner {
 
     async fn resume(&mut self) -> Result<View> {
         let lease = self.lease()?;
+        self.refuse_if_held()?;
         if self.slot.state() == SandboxState::Paused {
             self.node.runtime.thaw(self.sandbox.id).await.map_err(runtime_error)?;
             self.enter(SandboxState::Acquired)?;

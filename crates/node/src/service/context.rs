@@ -32,7 +32,9 @@ impl ContextService {
         sandbox: Result<Arc<Sandbox>>,
         act: impl AsyncFnOnce(Arc<Sandbox>) -> Result<T>,
     ) -> Answer<T> {
-        act(sandbox.map_err(to_status)?).await.map(Response::new).map_err(to_status)
+        let sandbox = sandbox.map_err(to_status)?;
+        let _in_use = sandbox.activity().begin();
+        act(sandbox).await.map(Response::new).map_err(to_status)
     }
 }
 

@@ -8,10 +8,7 @@ use cloud_sandbox_proto::{
     v1::{CreateContextRequest, ExecuteRequest},
 };
 
-use super::{
-    contexts_bench::{Bench, error_of},
-    harness::*,
-};
+use super::contexts_bench::{Bench, error_of};
 use crate::{
     contents::{Restored, gather, restore},
     contexts::values_file,

@@ -311,7 +311,9 @@ async fn warm_interpreter_is_there_from_the_beginning_and_is_told_whose_it_is() 
 #[tokio::test]
 async fn language_without_contexts_is_not_kept_warm() {
     let directory = std::sync::Arc::new(TestDirectory::default());
-    let started = crate::Node::start(warm(&["python", "bash"]), runtime(&Default::default()), directory).await;
+    let folder = tempfile::tempdir().unwrap();
+    let store = workspaces(&folder.path().join("journal")).await;
+    let started = crate::Node::start(warm(&["python", "bash"]), runtime(&Default::default()), directory, store).await;
     assert_eq!(started.err().unwrap().violations()[0].field, "warm_contexts");
 }
 

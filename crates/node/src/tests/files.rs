@@ -246,7 +246,7 @@ impl AgentService for Fake {
         Err(Status::unimplemented("continue_processes"))
     }
 
-    type SaveTreeStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::SaveTreeResponse, Status>>;
+    type SaveTreeStream = stream::Empty<Result<cloud_sandbox_proto::agent::v1::SaveTreeResponse, Status>>;
 
     async fn save_tree(
         &self,

@@ -16,8 +16,11 @@ use cloud_sandbox_proto::{
     v1::{self, exec_service_client::ExecServiceClient},
 };
 use cloud_sandbox_rpc::{Upstream, from_status, in_process};
-use cloud_sandbox_runtime::{FakeRuntime, Runtime};
-use cloud_sandbox_storage::{Claim, Directory, MemoryDirectory, NodeEntry, SandboxEntry, SandboxFilter, StorageError};
+use cloud_sandbox_runtime::FakeRuntime;
+use cloud_sandbox_storage::{
+    Claim, Directory, FileWorkspaces, MemoryDirectory, NodeEntry, SandboxEntry, SandboxFilter, StorageError,
+    WorkspaceStore,
+};
 use tempfile::TempDir;
 use tonic::Status;
 
@@ -128,6 +131,11 @@ pub(super) fn runtime(script: &Arc<Script>) -> Arc<FakeRuntime> {
     Arc::new(FakeRuntime::new(move |_, stream| script.serve(stream)))
 }
 
+/// A store of checkpoints beside a journal.
+pub(super) async fn workspaces(journal: &Path) -> Arc<dyn WorkspaceStore> {
+    Arc::new(FileWorkspaces::open(&journal.with_extension("workspaces")).await.unwrap())
+}
+
 impl World {
     /// A node that keeps `pool_min` warm and has room for `pool_max`, settled.
     pub(super) async fn start(pool_min: usize, pool_max: usize) -> Self {
@@ -160,7 +168,20 @@ impl World {
         if let Some(folder) = &folder {
             options.journal.dir = folder.path().join("journal");
         }
-        let node = Node::start(options, Arc::clone(&runtime) as Arc<dyn Runtime>, Arc::clone(&directory) as _).await;
+        let workspaces = workspaces(&options.journal.dir).await;
+        Self::start_with_all(options, runtime, script, directory, workspaces, folder).await
+    }
+
+    /// A node with this store of checkpoints, too.
+    pub(super) async fn start_with_all(
+        options: Options,
+        runtime: Arc<FakeRuntime>,
+        script: Arc<Script>,
+        directory: Arc<TestDirectory>,
+        workspaces: Arc<dyn WorkspaceStore>,
+        folder: Option<TempDir>,
+    ) -> Self {
+        let node = Node::start(options, Arc::clone(&runtime) as _, Arc::clone(&directory) as _, workspaces).await;
         Self { node: node.unwrap(), runtime, directory, script, folder }
     }
 

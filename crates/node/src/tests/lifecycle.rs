@@ -238,7 +238,9 @@ async fn contradicting_options_are_refused_together() {
     let wrong = Options { pool_min: 3, pool_max: 0, create_parallelism: 0, ..options(0, 1) };
     let script = Arc::default();
     let directory: Arc<TestDirectory> = Arc::default();
-    let error = Node::start(wrong, runtime(&script), directory).await.err().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = workspaces(&folder.path().join("journal")).await;
+    let error = Node::start(wrong, runtime(&script), directory, store).await.err().unwrap();
     let fields: Vec<_> = error.violations().iter().map(|violation| violation.field.as_str()).collect();
     assert_eq!(fields, ["pool_max", "pool_min", "create_parallelism"]);
 }

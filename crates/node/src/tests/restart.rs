@@ -134,7 +134,8 @@ async fn node_that_cannot_write_its_journal_says_so() {
     let runtime: Arc<dyn Runtime> = runtime(&script);
     for dir in [file.clone(), file.join("journal"), "/proc/journal".into()] {
         let directory: Arc<TestDirectory> = Arc::default();
-        let started = Node::start(options_in(&dir, 0, 5), Arc::clone(&runtime), directory as _).await;
+        let store = workspaces(&folder.path().join("journal")).await;
+        let started = Node::start(options_in(&dir, 0, 5), Arc::clone(&runtime), directory as _, store).await;
         let said = chain(&started.err().unwrap());
         assert!(said.contains("failed to open the journal") && said.contains(dir.to_str().unwrap()), "{said}");
     }

@@ -7,11 +7,12 @@ use cloud_sandbox_auth::{AuthLayer, Principal, Role, Tokens, principal::DEFAULT_
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::in_process;
 use tempfile::TempDir;
+use tonic::service::Routes;
 
 use super::Api;
 use crate::{
     operational::Services,
-    settings::Settings,
+    settings::{S3Settings, Settings},
     system::{self, DESTROY_PATIENCE},
 };
 
@@ -38,11 +39,14 @@ impl LocalNode {
 /// Starts the node and the services before it.
 pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode)> {
     let folder = tempfile::tempdir().context("failed to make a temporary folder")?;
-    let alone = Settings { pool_min_size: 0, pool_max_size: 1, redis_url: None, ..settings.clone() };
+    let alone =
+        Settings { pool_min_size: 0, pool_max_size: 1, redis_url: None, s3: S3Settings::default(), ..settings.clone() };
     let directory = system::directory(&alone).await?;
     let runtime = system::runtime(&alone, folder.path().to_owned())?;
     let journal = folder.path().join("journal");
-    let node = system::node(&alone, THIS_PROCESS.to_owned(), journal, runtime, Arc::clone(&directory)).await?;
+    let workspaces = system::workspaces(&alone, &folder.path().join("workspaces")).await?;
+    let address = THIS_PROCESS.to_owned();
+    let node = system::node(&alone, address, journal, runtime, Arc::clone(&directory), workspaces).await?;
 
     let mut secret = [0_u8; 32];
     rand::fill(&mut secret);
@@ -52,7 +56,9 @@ pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode
     let services = |routes| services(routes, AuthLayer::new(tokens.clone()));
     let dial = |name| system::dial(&tokens, name, Some((THIS_PROCESS, own.clone())));
     let scheduler = services(system::scheduler_routes(Arc::clone(&directory), dial("scheduler")));
-    let exec = services(system::exec_routes(Arc::clone(&directory), dial("exec")));
+    // what runs here has a sandbox of its own
+    let no_sessions = services(Routes::default());
+    let exec = services(system::exec_routes(Arc::clone(&directory), dial("exec"), no_sessions));
 
     let user = Principal { tenant: DEFAULT_TENANT.to_owned(), user: "run".to_owned(), role: Role::User, grant: None };
     let api = Api::new(scheduler, exec, &tokens.mint(&user, TOKEN_TTL)?)?;

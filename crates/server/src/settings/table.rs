@@ -334,8 +334,8 @@ pub static TABLE: &[Row] = &[
     row!(
         "redis_url",
         Url,
-        SHARERS,
-        "The Redis that the roles share their directory in; without it `serve` keeps it in memory",
+        SERVERS,
+        "The Redis that the roles share their directory in, and edges their rate limits; without it both are in memory",
         |s, text| put(&mut s.redis_url, values::url(text, &["redis", "redis-cluster", "redis-sentinel"]).map(Some)),
         |s| s.redis_url.as_deref().map(values::masked_url)
     ),

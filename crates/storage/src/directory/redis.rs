@@ -19,22 +19,20 @@ use async_trait::async_trait;
 use cloud_sandbox_model::{NodeId, SandboxId};
 use fred::{
     interfaces::{ClientLike, KeysInterface, LuaInterface, SortedSetsInterface},
-    prelude::{Builder, Client, Config, Error, Expiration, ReconnectPolicy, SetOptions, TcpConfig},
+    prelude::{Client, Error, Expiration, SetOptions},
     types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind},
 };
 use tokio::task::JoinHandle;
 
 use super::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
-use crate::error::StorageError;
+use crate::{
+    error::StorageError,
+    redis::{self, Absence, CONNECT_WITHIN},
+};
 use record::{NodeRecord, SandboxRecord, read, read_or_skip, write};
 
 const STORE: &str = "redis";
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// A connection that owes an answer for so long is made anew.
-const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
-/// Commands that wait for a connection; more than that are refused rather than remembered.
-const WAITING_MAX: usize = 10_000;
 /// An entry outlives its lease by this, unseen, so that removing it still finds the tenant's set that names it.
 const GRACE: Duration = Duration::from_secs(60);
 /// The set of a tenant that makes no more sandboxes goes by itself: later than the longest lease, which is a day.
@@ -94,23 +92,7 @@ impl RedisDirectory {
     /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `redis-cluster://…`, `redis-sentinel://…`)
     /// and fails if that cannot be done within seconds. A connection that breaks later is made again.
     pub async fn connect(url: &str) -> Result<Self, StorageError> {
-        // without TLS in the build the client would speak plain text where the operator asked for secrecy
-        if url.starts_with("rediss") || url.starts_with("valkeys") {
-            return Err(unavailable("this build has no TLS for redis; use redis:// inside a trusted network"));
-        }
-        let config = Config::from_url(url).map_err(unavailable)?;
-        let client = Builder::from_config(config)
-            .set_policy(ReconnectPolicy::new_exponential(0, 50, 2_000, 2))
-            .with_performance_config(|config| config.default_command_timeout = ANSWER_WITHIN)
-            .with_connection_config(|config| {
-                config.connection_timeout = CONNECT_WITHIN;
-                config.internal_command_timeout = ANSWER_WITHIN;
-                config.max_command_buffer_len = WAITING_MAX;
-                config.unresponsive.max_timeout = Some(UNRESPONSIVE_AFTER);
-                config.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
-            })
-            .build()
-            .map_err(unavailable)?;
+        let client = redis::client(url, ANSWER_WITHIN, Absence::Fails).map_err(unavailable)?;
         let connected = tokio::time::timeout(CONNECT_WITHIN, client.init()).await;
         let connection = connected.map_err(unavailable)?.map_err(unavailable)?;
         Ok(Self { client, connection })

@@ -306,6 +306,7 @@ pub(crate) async fn checkpoints_are_written_over_and_removed(store: &dyn Session
     let complete = CheckpointRecord {
         complete: true,
         digest: (0..=255).collect(),
+        parent: None,
         packs: [first.id].into(),
         files: 3,
         bytes: 1 << 40,

@@ -18,9 +18,21 @@ use crate::error::StorageError;
 pub(super) use statements::{NEEDED, Words, along, checkpoints, events, insert, postpone, update};
 
 pub(super) const STORE: &str = "the session store";
+/// No room on the disk: SQLITE_FULL (sqlite.org/rescode.html), and disk_full (PostgreSQL, appendix A).
+const FULL: [&str; 2] = ["13", "53100"];
 
+/// What a failure means: a database without room is told apart.
 pub(super) fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StorageError {
-    StorageError::Unavailable { store: STORE, source: error.into() }
+    let source = error.into();
+    let is_full = match source.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Database(error)) => error.code().is_some_and(|code| FULL.contains(&&*code)),
+        _ => false,
+    };
+    if is_full {
+        StorageError::Full { store: STORE, source }
+    } else {
+        StorageError::Unavailable { store: STORE, source }
+    }
 }
 
 pub(super) fn corrupt(what: impl Into<String>) -> StorageError {

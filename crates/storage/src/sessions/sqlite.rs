@@ -179,6 +179,8 @@ impl SessionStore for SqliteSessions {
 }
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::sessions::conformance::{self, session_cases, test_each};

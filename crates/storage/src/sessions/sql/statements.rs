@@ -158,6 +158,7 @@ where
     query.push(", ").push_bind(to_millis(checkpoint.created_at));
     query.push(
         ") ON CONFLICT (id) DO UPDATE SET complete = excluded.complete, digest = excluded.digest, \
+         parent_id = excluded.parent_id, \
          packs = excluded.packs, files = excluded.files, bytes = excluded.bytes, \
          stored_bytes = excluded.stored_bytes, created_at = excluded.created_at",
     );

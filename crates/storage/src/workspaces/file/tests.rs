@@ -1,13 +1,12 @@
 //! The conformance suite on a folder, and what only a disk can do: be full, be shared, be left half written.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    process::{Command, Stdio},
-};
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use super::*;
-use crate::workspaces::conformance::{content, test_each, workspace_cases};
+use crate::{
+    small_disk::SmallDisk,
+    workspaces::conformance::{content, test_each, workspace_cases},
+};
 
 async fn store() -> (tempfile::TempDir, FileWorkspaces) {
     let folder = tempfile::tempdir().unwrap();
@@ -96,34 +95,10 @@ async fn nothing_half_done_is_left_by_what_went_well() {
     assert_eq!(names(&store.root.path), [""; 0]);
 }
 
-/// A file system of its own, as large as it should be; `None` where it cannot be had.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "workspaces-test"])
-            .arg(folder.path())
-            .stderr(Stdio::null())
-            .status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[tokio::test]
 async fn full_disk_is_told_apart_and_leaves_no_part_of_an_object() {
-    let Some(disk) = SmallDisk::mount("1m") else {
-        eprintln!("skipped: mounting a tmpfs needs root");
-        return;
-    };
-    let root = disk.0.path().join("workspaces");
+    let Some(disk) = SmallDisk::mount("1m") else { return };
+    let root = disk.path().join("workspaces");
     let store = FileWorkspaces::open(&root).await.unwrap();
     let (kept, failed) = (CheckpointId::generate(), CheckpointId::generate());
     store.put(kept, "manifest", content(0, 1000)).await.unwrap();
@@ -134,16 +109,15 @@ async fn full_disk_is_told_apart_and_leaves_no_part_of_an_object() {
     assert!(matches!(full, Err(StorageError::Full { .. })), "{full:?}");
     assert_eq!(store.get(kept, "manifest").await.unwrap(), Some(content(0, 1000)), "the old one stays");
 
-    fs::write(disk.0.path().join("other"), vec![0; 2 << 20]).unwrap_err();
+    let other = disk.fill();
     let full = store.check().await.unwrap_err();
     assert_eq!(full.to_string(), "the workspace folder is full");
     // room is made where there is none
     store.delete(kept).await.unwrap();
-    fs::remove_file(disk.0.path().join("other")).unwrap();
+    fs::remove_file(other).unwrap();
     store.check().await.unwrap();
 
-    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(disk.0.path()).status().unwrap();
-    assert!(remounted.success());
+    disk.make_read_only();
     let read_only = store.check().await;
     assert!(matches!(read_only, Err(StorageError::Unavailable { .. })), "{read_only:?}");
 }
