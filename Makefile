@@ -109,6 +109,10 @@ lint-sdk: $(VENV)/.sdk
 bench: setup build ## measure speed and write docs/benchmarks.md
 	@RCLONE="$$(command -v rclone || echo $(VENV)/bin/rclone)" python3 tests/bench/bench.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
+.PHONY: bench-sdk
+bench-sdk: build $(VENV)/.sdk ## measure the Python SDK and write its section of docs/benchmarks.md
+	@$(VENV)/bin/python tests/bench/sdk.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+
 .PHONY: clean
 clean: stop ## remove everything that was built or fetched here
 	cargo clean

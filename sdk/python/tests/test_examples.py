@@ -11,6 +11,10 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SAID = {
+    "agent_loop.py": ["SyntaxError", "It works: [1, 4, 9, 16, 25, 36, 49, 64, 81, 100]"],
+    "data_analysis.py": ["mean: 5", "rain.png: "],
+    "grading.py": ["ada: 8 of 8", "bob: 3 of 8", "cyd: too slow", "dan: SyntaxError", "eve: "],
+    "session.py": ["paused: checkpointed", "restored files: True", "words: 7", "dark and stormy"],
     "web_server.py": ["hello from the sandbox", "the server ended by SIGKILL"],
 }
 

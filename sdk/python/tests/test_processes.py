@@ -43,8 +43,7 @@ import os, sys
 from cloud_sandbox import Sandbox
 
 sandbox = Sandbox.connect(sys.argv[1])
-handle = sandbox.commands.run("echo one; sleep 600", background=True)
-first = next(iter(handle))
+handle = sandbox.commands.run("sleep 600", background=True)
 child = os.fork()
 who = "child" if child == 0 else "parent"
 for _ in range(3):

@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
-# of a tool's answer, in characters: what a model reads costs
-ANSWER_MAX = 20_000
-
 
 @dataclass(frozen=True)
 class ToolAnswer:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from .._connection import Connection
 
-LEASE = 300
-
 
 class AsyncSandbox(AsyncWorkspace):
     """An isolated place to run code in.
@@ -48,7 +46,7 @@ class AsyncSandbox(AsyncWorkspace):
         cls,
         template: Optional[str] = None,
         *,
-        timeout: Optional[float] = LEASE,
+        timeout: Optional[float] = 300,
         envs: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         network: Optional[str] = None,
@@ -68,7 +66,7 @@ class AsyncSandbox(AsyncWorkspace):
             network: what of the network it sees: `none`, the default.
             limits: limits other than the template's: `{"memory_bytes": 2**30, "cpu_millis": 500}`.
             request_id: an id of your own, by which a repeated call finds the first sandbox instead of a second.
-            client: the connection to use, instead of
+            client: the connection to use, instead of keywords that name one.
             **connection: the server and the caller: see `Connection`.
 
         Raises:
@@ -98,7 +96,7 @@ class AsyncSandbox(AsyncWorkspace):
 
         Args:
             sandbox_id: its id.
-            client: the connection to use, instead of
+            client: the connection to use, instead of keywords that name one.
             **connection: the server and the caller: see `Connection`.
 
         Raises:
@@ -175,7 +173,7 @@ class AsyncSandbox(AsyncWorkspace):
             metadata: only those that carry all these labels.
             state: only those in this state: `acquired`, `paused`.
             template: only those of this template.
-            client: the connection to use, instead of
+            client: the connection to use, instead of keywords that name one.
             **connection: the server and the caller: see `Connection`.
         """
         transport = transport_of(client, **connection)

@@ -80,7 +80,7 @@ class AsyncSession(AsyncWorkspace):
             network: what of the network it sees: `none`, the default.
             limits: limits other than the template's.
             request_id: an id of your own, by which a repeated call finds the first session instead of a second.
-            client: the connection to use, instead of
+            client: the connection to use, instead of keywords that name one.
             **connection: the server and the caller: see `Connection`.
         """
         transport = transport_of(client, **connection)
@@ -108,7 +108,7 @@ class AsyncSession(AsyncWorkspace):
 
         Args:
             session_id: its id.
-            client: the connection to use, instead of
+            client: the connection to use, instead of keywords that name one.
             **connection: the server and the caller: see `Connection`.
 
         Raises:
@@ -301,7 +301,7 @@ class AsyncSession(AsyncWorkspace):
             metadata: only those that carry all these labels.
             state: only those in this state: `running`, `paused`, `failed`, …
             newest_first: the other way round.
-            client: the connection to use, instead of
+            client: the connection to use, instead of keywords that name one.
             **connection: the server and the caller: see `Connection`.
         """
         transport = transport_of(client, **connection)

@@ -10,7 +10,7 @@ from .._junit import TestReport
 from .._local import Wanted
 from .._metrics import PROBE, read_metrics
 from .._models import CodeContext, Metrics, SandboxInfo
-from .._requests import DEFAULT_CONTEXT, RUN_TIMEOUT, Stdin, bound, code_request, complete, split_stdin
+from .._requests import Stdin, bound, code_request, complete, split_stdin
 from .._results import CodeError, CommandResult, Execution, Output, Result
 from .._wire import Place, SandboxPath
 from ..v1 import scheduler_pb2
@@ -39,11 +39,11 @@ class AsyncWorkspace(AsyncContexts):
         code: str,
         *,
         language: Optional[str] = None,
-        context: Union[CodeContext, str, None] = DEFAULT_CONTEXT,
+        context: Union[CodeContext, str, None] = "default",
         cwd: Optional[SandboxPath] = None,
         envs: Optional[Mapping[str, str]] = None,
         stdin: Stdin = None,
-        timeout: Optional[float] = RUN_TIMEOUT,
+        timeout: Optional[float] = 60.0,
         on_stdout: Optional[Callback[Output]] = None,
         on_stderr: Optional[Callback[Output]] = None,
         on_result: Optional[Callback[Result]] = None,

@@ -49,7 +49,7 @@ def run_many(
         limits: limits other than the template's.
         prepare: is called with each sandbox and the snippet's place before it runs, to write files for example.
         progress: show a bar on standard error; or a function that is called with how many are done and of how many.
-        client: the connection to use, instead of
+        client: the connection to use, instead of keywords that name one.
         **connection: the server and the caller: see `Connection`.
 
     Returns:

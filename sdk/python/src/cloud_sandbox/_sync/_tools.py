@@ -9,7 +9,7 @@ from typing import Any, Union
 
 from .. import _tool_schemas
 from .._results import Execution
-from .._tool_schemas import ANSWER_MAX, ToolAnswer, arguments_of, fit, part
+from .._tool_schemas import ToolAnswer, arguments_of, fit, part
 from ..errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -40,7 +40,7 @@ class SandboxTools:
         max_chars: how long an answer is at most, in characters; of more, beginning and end are given.
     """
 
-    def __init__(self, workspace: Workspace, *, max_chars: int = ANSWER_MAX) -> None:
+    def __init__(self, workspace: Workspace, *, max_chars: int = 20_000) -> None:
         self._workspace = workspace
         self._max_chars = max_chars
 

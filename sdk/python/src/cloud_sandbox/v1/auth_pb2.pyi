@@ -137,7 +137,7 @@ class CreateFileUrlRequest(_message.Message):
     ACCESS_FIELD_NUMBER: _builtins.int
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
-    """The sandbox."""
+    """The sandbox. A session is none: its Session tells the sandbox that it has now, and the URL goes with that one."""
     path: _builtins.str
     """The file's absolute path, without `..`."""
     access: Global___FileAccess.ValueType
