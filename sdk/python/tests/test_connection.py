@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import http.server
+import io
 import json
 import socket
 import threading
@@ -178,9 +179,15 @@ async def test_expired_token_is_replaced_once_where_that_can_be_done(face: Face,
     with pytest.raises(AuthenticationError) as caught:
         await face.Sandbox.create(base_url=locked.url, token=signed(-60))
     assert caught.value.reason == "TOKEN_EXPIRED"
-    async with await face.Sandbox.create(base_url=locked.url, token=signed(-60), api_key=KEY) as sandbox:
+    connection = {"base_url": locked.url, "token": signed(-60), "api_key": KEY, "user_id": "ada"}
+    async with await face.Sandbox.create(**connection) as sandbox:
         result = await sandbox.commands.run("echo streamed", on_stdout=lambda _: None)
         assert result.stdout == "streamed\n"
+        sandbox_id = sandbox.sandbox_id
+        expired = face.Client(locked.url, token=signed(-60), api_key=KEY, user_id="ada")
+        other = await face.Sandbox.connect(sandbox_id, client=expired)
+        assert (await other.files.write("/workspace/f", io.BytesIO(b"x" * 100))).size == 100
+        await expired.close()
 
 
 async def test_token_is_renewed_when_the_server_has_another_secret(face: Face, own_server: Server) -> None:

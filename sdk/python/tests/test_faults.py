@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import resource
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -93,6 +94,32 @@ async def test_download_that_breaks_goes_on_and_a_call_that_is_not_safe_does_not
         relay.swallow_answer.set()
         with pytest.raises(cloud_sandbox.ServiceConnectionError):
             await sandbox.files.write("/workspace/f", "more", append=True)
+
+
+async def test_upload_that_breaks_is_begun_again_where_that_can_be_done(face: Face, relay: Relay) -> None:
+    content = bytes(range(256)) * 40_000
+    async with await face.Sandbox.create(base_url=relay.url) as sandbox:
+
+        def cut_once(through: int, total: Any) -> None:
+            if through > 1_000_000 and not cuts:
+                cuts.append(through)
+                relay.cut()
+
+        cuts: list[int] = []
+        source = io.BytesIO(b"head" + content)
+        source.seek(4)
+        info = await sandbox.files.upload(source, "/workspace/f", progress=cut_once)
+        assert (info.size, len(cuts)) == (len(content), 1)
+        assert await sandbox.files.read("/workspace/f", format="bytes") == content
+
+        def pieces() -> Iterator[bytes]:
+            yield content
+            relay.cut()
+            yield content
+
+        with pytest.raises(cloud_sandbox.ServiceConnectionError):
+            await sandbox.files.write("/workspace/g", pieces())
+        assert not await sandbox.files.exists("/workspace/g")
 
 
 async def test_server_that_is_restarted_under_a_stream_leaves_an_unknown_outcome(
@@ -256,9 +283,9 @@ async def test_one_object_serves_event_loops_after_one_another(url: str) -> None
     assert apart(sandbox.kill)
 
 
-async def test_output_of_a_gibibyte_is_cut_and_said_to_be(url: str) -> None:
-    total = 1 << 30  # some seconds: in one face only
-    async with await Face("sync").Sandbox.create() as sandbox:
+async def test_output_of_a_gibibyte_is_cut_and_said_to_be(face: Face, url: str) -> None:
+    total = 1 << 30
+    async with await face.Sandbox.create() as sandbox:
         command = f"head -c {total} /dev/zero; echo end >&2"
         result = await sandbox.commands.run(command, timeout=300, max_output_bytes=1000)
         assert (len(result.stdout), result.stdout_bytes, result.stdout_truncated) == (1000, total, True)

@@ -28,6 +28,22 @@ def size_of(file: Any) -> Optional[int]:
     return end - here
 
 
+def rewinder(data: Any) -> Callable[[], bool]:
+    """Says whether `data` can be read (again) from where it stands now, and puts it there."""
+    whole = isinstance(data, (str, bytes, bytearray, memoryview))
+    start = None if whole or size_of(data) is None else data.tell()
+    begun = False
+
+    def rewind() -> bool:
+        nonlocal begun
+        first, begun = not begun, True
+        if start is not None and not first:
+            data.seek(start)
+        return first or whole or start is not None
+
+    return rewind
+
+
 def pack(folder: LocalPath, wanted: Optional[Wanted]) -> IO[bytes]:
     """A folder as a tar archive in a temporary file that is gone when it is closed. Links are packed as links."""
     root = Path(folder)

@@ -47,6 +47,8 @@ _KINDS: dict[str, Any] = {
     "google.rpc.RetryInfo": error_details_pb2.RetryInfo,
     "google.rpc.BadRequest": error_details_pb2.BadRequest,
 }
+# what gRPC for asyncio says when it could not send a message
+BROKEN = "Internal error from Core"
 DETAILS = "grpc-status-details-bin"
 
 
@@ -55,6 +57,8 @@ def from_rpc(failure: grpc.RpcError, base_url: str) -> CloudSandboxError:
     call: Any = failure  # what grpc raises is a Call too, which its types do not say
     code = call.code().name
     message = call.details() or code
+    if (code, message) == ("INTERNAL", BROKEN):
+        code, message = "UNAVAILABLE", "the connection broke"
     trailers = list(call.trailing_metadata() or ())
     facts: dict[str, Any] = {"code": code, "request_id": _value(trailers, "x-request-id") or ""}
     fields: dict[str, str] = {}

@@ -43,8 +43,13 @@ async def invoke(callback: Callback[T], value: T) -> None:
 
 
 async def aside(work: Callable[[], T]) -> T:
-    """Does what blocks, without holding up others."""
-    return await asyncio.get_running_loop().run_in_executor(None, work)
+    """Does what blocks, without holding up others. It cannot be interrupted: whoever is, waits for its end first."""
+    doing = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait([doing])
+        raise
 
 
 async def finish(work: Awaitable[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import grpc
 from google.protobuf.message import Message
@@ -23,6 +23,7 @@ M = TypeVar("M", bound=Message)
 # a stream lasts a day at most, as the longest execution
 STREAM_TIMEOUT = 86_400.0
 
+Parts = Callable[[], Optional[AsyncIterator[Message]]]
 Metadata = tuple[tuple[str, str], ...]
 Issued = auth_pb2.IssueTokenResponse
 
@@ -100,22 +101,42 @@ class AsyncTransport:
                 raise error
             await sleep(delay)
 
-    async def upload(self, method: Method, parts: AsyncIterator[Message], answer: type[M], *, timeout: float) -> M:
-        """Makes a call with a stream of requests. A failure of `parts` itself is raised as it is. No retries."""
-        feed = Feed(parts)
-        token = await self._token(time.monotonic() + timeout)
-        call = self._callable("stream_unary", method.path, None, answer)
-        try:
-            reply: M = await call(feed, timeout=timeout, metadata=_bearer(token))
-        except grpc.RpcError as failure:
+    async def upload(
+        self, method: Method, parts: Parts, answer: type[M], *, repeatable: bool, timeout: float = STREAM_TIMEOUT
+    ) -> M:
+        """Makes a call with a stream of requests. A failure in making them is raised as it is.
+
+        `parts` begins the stream, and gives nothing when it cannot be begun again.
+        """
+        deadline = time.monotonic() + timeout
+        retry = Retry(repeatable=repeatable, deadline=deadline)
+        source, renewed = parts(), False
+        while source is not None:
+            feed = Feed(source)
+            token = await self._token(deadline)
+            call = self._callable("stream_unary", method.path, None, answer)
+            outcome: Union[M, CloudSandboxError]
+            try:
+                outcome = await call(feed, timeout=deadline - time.monotonic(), metadata=_bearer(token))
+            except grpc.RpcError as failure:
+                outcome = from_rpc(failure, self.settings.base_url)
+            # before what it reads is read by the next
+            await feed.end()
             if feed.failure is not None:
-                raise feed.failure from None
-            error = from_rpc(failure, self.settings.base_url)
-            self._renews(error, token)
-            raise error from None
-        if feed.failure is not None:
-            raise feed.failure
-        return reply
+                raise feed.failure
+            if not isinstance(outcome, CloudSandboxError):
+                return outcome
+            error = outcome
+            delay: Optional[float] = 0.0
+            if not renewed and self._renews(error, token):
+                renewed = True
+            else:
+                delay = retry.delay(error)
+            source = None if delay is None else parts()
+            if source is None or delay is None:
+                raise error
+            await sleep(delay)
+        raise ValueError("there is nothing to upload")
 
     async def close(self) -> None:
         """Closes the channel; a later call opens another."""
@@ -191,19 +212,29 @@ class Feed:
 
     def __init__(self, parts: AsyncIterator[Message]) -> None:
         self._parts = parts
+        self._reading = Lock()
+        self._ended = False
         self.failure: Optional[Exception] = None
+
+    async def end(self) -> None:
+        """Gives nothing more. gRPC may go on asking for a while after a call has failed."""
+        async with self._reading:
+            self._ended = True
 
     def __aiter__(self) -> Feed:
         return self
 
     async def __anext__(self) -> Message:
-        try:
-            return await self._parts.__anext__()
-        except StopAsyncIteration:
-            raise
-        except Exception as error:
-            self.failure = error
-            raise StopAsyncIteration from None
+        async with self._reading:
+            if self._ended:
+                raise StopAsyncIteration
+            try:
+                return await self._parts.__anext__()
+            except StopAsyncIteration:
+                raise
+            except Exception as error:
+                self.failure = error
+                raise StopAsyncIteration from None
 
 
 def _serialize(message: Message) -> bytes:

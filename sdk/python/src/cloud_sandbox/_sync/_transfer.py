@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import IO, Any, Optional, Union
 
 from .._files import PIECE, WHOLE_MAX, FileInfo, LocalPath, Progress, Source, as_bytes, is_whole, write_request
-from .._local import Download, Wanted, pack, read_piece, size_of, unpack
+from .._local import Download, Wanted, pack, read_piece, rewinder, size_of, unpack
 from .._methods import method_of
 from .._retry import Retry
 from .._wire import Place, SandboxPath, text_or_raw
 from ..errors import FileChangedError, InvalidArgumentError, ServiceConnectionError
 from ..v1 import file_pb2, session_pb2
 from ._io import aside, sleep
-from ._transport import STREAM_TIMEOUT, Transport
+from ._transport import STREAM_TIMEOUT, Parts, Transport
 
 UploadPart = Union[file_pb2.UploadFileRequest, file_pb2.UploadArchiveRequest]
 
@@ -107,7 +107,7 @@ class Transfers:
                 method_of(file_pb2.UploadArchiveRequest),
                 _parts(file_pb2.UploadArchiveRequest(header=header), archive, progress),
                 file_pb2.UploadArchiveResponse,
-                timeout=STREAM_TIMEOUT,
+                repeatable=True,
             )
         finally:
             archive.close()
@@ -167,7 +167,7 @@ class Transfers:
             method_of(file_pb2.UploadFileRequest),
             _parts(file_pb2.UploadFileRequest(header=header), data, progress),
             file_pb2.UploadFileResponse,
-            timeout=STREAM_TIMEOUT,
+            repeatable=not if_etag,
         )
         return FileInfo._read(answer.file)
 
@@ -233,7 +233,13 @@ class Transfers:
         return answer.session.sandbox_id
 
 
-def _parts(head: UploadPart, data: Any, progress: Optional[Progress]) -> Iterator[UploadPart]:
+def _parts(head: UploadPart, data: Any, progress: Optional[Progress]) -> Parts:
+    """Begins an upload, and begins it again where that can be done."""
+    rewind = rewinder(data)
+    return lambda: _messages(head, data, progress) if rewind() else None
+
+
+def _messages(head: UploadPart, data: Any, progress: Optional[Progress]) -> Iterator[UploadPart]:
     """The messages of an upload: its header, the content in pieces, and the word that it is complete."""
     kind = type(head)
     yield head

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import grpc
 from google.protobuf.message import Message
@@ -24,6 +24,7 @@ M = TypeVar("M", bound=Message)
 # a stream lasts a day at most, as the longest execution
 STREAM_TIMEOUT = 86_400.0
 
+Parts = Callable[[], Optional[Iterator[Message]]]
 Metadata = tuple[tuple[str, str], ...]
 Issued = auth_pb2.IssueTokenResponse
 
@@ -101,22 +102,42 @@ class Transport:
                 raise error
             sleep(delay)
 
-    def upload(self, method: Method, parts: Iterator[Message], answer: type[M], *, timeout: float) -> M:
-        """Makes a call with a stream of requests. A failure of `parts` itself is raised as it is. No retries."""
-        feed = Feed(parts)
-        token = self._token(time.monotonic() + timeout)
-        call = self._callable("stream_unary", method.path, None, answer)
-        try:
-            reply: M = call(feed, timeout=timeout, metadata=_bearer(token))
-        except grpc.RpcError as failure:
+    def upload(
+        self, method: Method, parts: Parts, answer: type[M], *, repeatable: bool, timeout: float = STREAM_TIMEOUT
+    ) -> M:
+        """Makes a call with a stream of requests. A failure in making them is raised as it is.
+
+        `parts` begins the stream, and gives nothing when it cannot be begun again.
+        """
+        deadline = time.monotonic() + timeout
+        retry = Retry(repeatable=repeatable, deadline=deadline)
+        source, renewed = parts(), False
+        while source is not None:
+            feed = Feed(source)
+            token = self._token(deadline)
+            call = self._callable("stream_unary", method.path, None, answer)
+            outcome: Union[M, CloudSandboxError]
+            try:
+                outcome = call(feed, timeout=deadline - time.monotonic(), metadata=_bearer(token))
+            except grpc.RpcError as failure:
+                outcome = from_rpc(failure, self.settings.base_url)
+            # before what it reads is read by the next
+            feed.end()
             if feed.failure is not None:
-                raise feed.failure from None
-            error = from_rpc(failure, self.settings.base_url)
-            self._renews(error, token)
-            raise error from None
-        if feed.failure is not None:
-            raise feed.failure
-        return reply
+                raise feed.failure
+            if not isinstance(outcome, CloudSandboxError):
+                return outcome
+            error = outcome
+            delay: Optional[float] = 0.0
+            if not renewed and self._renews(error, token):
+                renewed = True
+            else:
+                delay = retry.delay(error)
+            source = None if delay is None else parts()
+            if source is None or delay is None:
+                raise error
+            sleep(delay)
+        raise ValueError("there is nothing to upload")
 
     def close(self) -> None:
         """Closes the channel; a later call opens another."""
@@ -192,19 +213,29 @@ class Feed:
 
     def __init__(self, parts: Iterator[Message]) -> None:
         self._parts = parts
+        self._reading = Lock()
+        self._ended = False
         self.failure: Optional[Exception] = None
+
+    def end(self) -> None:
+        """Gives nothing more. gRPC may go on asking for a while after a call has failed."""
+        with self._reading:
+            self._ended = True
 
     def __iter__(self) -> Feed:
         return self
 
     def __next__(self) -> Message:
-        try:
-            return self._parts.__next__()
-        except StopIteration:
-            raise
-        except Exception as error:
-            self.failure = error
-            raise StopIteration from None
+        with self._reading:
+            if self._ended:
+                raise StopIteration
+            try:
+                return self._parts.__next__()
+            except StopIteration:
+                raise
+            except Exception as error:
+                self.failure = error
+                raise StopIteration from None
 
 
 def _serialize(message: Message) -> bytes:
