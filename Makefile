@@ -8,6 +8,8 @@ SHELL := /bin/bash
 export CACHE := $(CURDIR)/.cache
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 VENV := $(CACHE)/venv
+SDK := sdk/python
+export PYRIGHT_PYTHON_CACHE_DIR := $(CACHE)/pyright
 DENY_VERSION := 0.20
 # Branch that the contracts must not break; a clone has it as origin/main.
 BASE := $(shell git rev-parse --verify --quiet origin/main >/dev/null 2>&1 && echo refs/remotes/origin/main || echo refs/heads/main)
@@ -54,6 +56,16 @@ test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,vm leav
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
 	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
 	cargo nextest run --locked --workspace
+	$(MAKE) --no-print-directory test-sdk
+
+# With the server that `make test` has built.
+.PHONY: test-sdk
+test-sdk: $(VENV)/.sdk
+	CLOUD_SANDBOX_BINARY="$(CARGO_TARGET_DIR)/debug/cloud-sandbox" $(VENV)/bin/pytest --quiet $(SDK)/tests
+
+.PHONY: sdk
+sdk: $(VENV)/.sdk ## generate what in the Python SDK is made from contracts and docstrings
+	@cd $(SDK) && $(VENV)/bin/python -m generate
 
 .PHONY: lint
 lint: lint-rust lint-proto lint-deps lint-python ## check formatting, lints, contracts, dependencies
@@ -78,17 +90,28 @@ lint-deps: $(CACHE)/cargo/bin/cargo-deny
 	else echo "advisories not checked: their database cannot be fetched from here"; fi
 
 .PHONY: lint-python
-lint-python: $(VENV)/bin/ruff
-	@for folder in tests/bench tests/kernels crates/node/src/contexts sdk/python; do \
+lint-python: $(VENV)/bin/ruff lint-sdk
+	@for folder in tests/bench tests/kernels crates/node/src/contexts; do \
 	  if [ -n "$$(find $$folder -name '*.py' -print -quit)" ]; then \
 	    $(VENV)/bin/ruff check $$folder; $(VENV)/bin/ruff format --check $$folder; \
 	    $(VENV)/bin/mypy --strict $$folder; \
 	  fi; \
 	done
 
+.PHONY: lint-sdk
+lint-sdk: $(VENV)/.sdk
+	cd $(SDK) && $(VENV)/bin/python -m generate --check
+	cd $(SDK) && $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	cd $(SDK) && $(VENV)/bin/mypy
+	cd $(SDK) && $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
 .PHONY: bench
 bench: setup build ## measure speed and write docs/benchmarks.md
 	@RCLONE="$$(command -v rclone || echo $(VENV)/bin/rclone)" python3 tests/bench/bench.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+
+.PHONY: bench-sdk
+bench-sdk: build $(VENV)/.sdk ## measure the Python SDK and write its section of docs/benchmarks.md
+	@$(VENV)/bin/python tests/bench/sdk.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
 .PHONY: clean
 clean: stop ## remove everything that was built or fetched here
@@ -103,6 +126,10 @@ $(VENV)/bin/buf: $(VENV)/bin/pip
 
 $(VENV)/bin/ruff: $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'ruff~=0.9' 'mypy~=1.14'
+
+$(VENV)/.sdk: $(SDK)/pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '$(SDK)[dev]'
+	touch $@
 
 $(CACHE)/cargo/bin/cargo-deny:
 	cargo install --locked --root $(CACHE)/cargo --version '^$(DENY_VERSION)' cargo-deny

@@ -10,9 +10,19 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 Answer = dict[str, Any]
+
+# the last section of the page is `sdk.py`'s
+SDK_HEADING = "## The Python SDK"
+
+
+def sdk_section(page: Path) -> str:
+    """That section as it stands, for whoever writes the page anew."""
+    _, heading, section = page.read_text().partition(f"\n{SDK_HEADING}\n") if page.exists() else ("", "", "")
+    return heading + section
 
 
 def free_port() -> int:

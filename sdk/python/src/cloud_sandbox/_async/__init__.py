@@ -1,0 +1,1 @@
+"""The asynchronous face, from which the blocking one is made."""

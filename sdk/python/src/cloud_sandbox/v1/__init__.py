@@ -1,0 +1,1 @@
+"""The contracts' messages and stubs, generated: see `make sdk`."""
