@@ -14,6 +14,10 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Reports that may be lost before the node counts as dead.
 const REPORTS_PER_TTL: u32 = 3;
 
+const MEMINFO: &str = "/proc/meminfo";
+/// One part in so many is left of the machine's memory: the kernel begins to look for what it can kill.
+const LOW_PART: u64 = 20;
+
 /// Runs until the node stops. A report that fails is made up for by the next.
 pub(crate) async fn reporter(node: Arc<Shared>) {
     let interval = node.options.report_interval;
@@ -64,5 +68,28 @@ fn entry(node: &Shared) -> NodeEntry {
         creating: number(counts.creating),
         capacity: number(node.options.pool_max),
         draining: node.is_draining(),
+        low_memory: std::fs::read_to_string(MEMINFO).is_ok_and(|text| is_low(&text)),
+    }
+}
+
+/// Whether a machine with this meminfo (proc_meminfo(5)) is short of memory. One that cannot be read is not.
+fn is_low(meminfo: &str) -> bool {
+    let kib = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    matches!((kib("MemAvailable"), kib("MemTotal")), (Some(left), Some(all)) if left < all / LOW_PART)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_low_when_a_twentieth_is_left() {
+        let meminfo = |left: u64| format!("MemTotal:       100000 kB\nMemFree:  1 kB\nMemAvailable:   {left} kB\n");
+        assert!(is_low(&meminfo(4999)));
+        assert!(!is_low(&meminfo(5000)));
+        assert!(!is_low("") && !is_low("MemTotal: x kB\nMemAvailable: 1 kB"));
     }
 }

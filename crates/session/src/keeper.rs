@@ -32,8 +32,8 @@ const AT_ONCE: usize = 16;
 const AGAIN_AFTER: Duration = Duration::from_secs(15);
 /// How many sessions of a node that shuts down are saved at once.
 const EVACUATED_AT_ONCE: usize = 4;
-/// How often is looked for nodes that shut down.
-const DRAINING_EVERY: Duration = Duration::from_secs(2);
+/// How often is looked for nodes that shut down or are short of memory.
+const NODES_EVERY: Duration = Duration::from_secs(2);
 
 /// Keeps true that every session is where its owner and its time say.
 #[derive(Clone)]
@@ -69,17 +69,17 @@ impl SessionKeeper {
                 self.collect().await;
             }
         };
-        let evacuating = async {
+        let relieving = async {
             loop {
-                self.evacuate_draining().await;
-                tokio::time::sleep(DRAINING_EVERY).await;
+                self.relieve_nodes().await;
+                tokio::time::sleep(NODES_EVERY).await;
             }
         };
         tokio::select! {
             () = shutdown => {}
             () = looking => {}
             () = collecting => {}
-            () = evacuating => {}
+            () = relieving => {}
         }
     }
 
@@ -262,34 +262,56 @@ impl SessionKeeper {
         }
     }
 
-    async fn evacuate_draining(&self) {
+    /// Saves what is on nodes that shut down, and what can be saved on those that are short of memory.
+    pub async fn relieve_nodes(&self) {
         let nodes = match self.sessions.hosts.alive().await {
             Ok(nodes) => nodes,
-            Err(error) => return tracing::debug!(error = chain(&error), "failed to look for nodes that shut down"),
+            Err(error) => return tracing::debug!(error = chain(&error), "failed to look at the nodes"),
         };
-        for node in nodes.iter().filter(|node| node.draining) {
-            self.evacuate(node.id).await;
+        for node in nodes {
+            if node.draining {
+                self.evacuate(node.id).await;
+            } else if node.low_memory {
+                self.relieve(node.id).await;
+            }
         }
+    }
+
+    /// Checkpoints the sessions on `node` that are frozen only for a while, to give their memory back.
+    async fn relieve(&self, node: NodeId) {
+        let why = "its node is short of memory";
+        let auto = |record: &SessionRecord| record.details.paused.is_some_and(|paused| paused.auto);
+        self.save_on(node, vec![SessionState::Paused], auto, why).await;
     }
 
     /// Saves the sessions whose sandboxes are on `node`, which is about to end. Those that cannot be saved stay as they
     /// are, and fail with their sandboxes.
     pub async fn evacuate(&self, node: NodeId) {
         let states = vec![SessionState::Running, SessionState::Paused];
+        self.save_on(node, states, |_| true, "its node is shutting down").await;
+    }
+
+    async fn save_on(
+        &self,
+        node: NodeId,
+        states: Vec<SessionState>,
+        wanted: impl Fn(&SessionRecord) -> bool,
+        why: &'static str,
+    ) {
         let filter = SessionFilter { states, ..SessionFilter::default() };
         let mut after = None;
         loop {
             let found = match self.sessions.store.list(&filter, after, BATCH).await {
                 Ok(found) => found,
                 Err(error) => {
-                    return tracing::warn!(error = chain(&error), "failed to list sessions of a node that shuts down");
+                    return tracing::warn!(error = chain(&error), "failed to list the sessions of a node");
                 }
             };
             after = found.last().map(|record| record.id);
             let last = found.len() < BATCH;
-            let here = found.into_iter().filter(|record| record.details.node == Some(node) && record.sandbox.is_some());
+            let here = |record: &SessionRecord| record.details.node == Some(node) && record.sandbox.is_some();
+            let here = found.into_iter().filter(|record| here(record) && wanted(record));
             let saves = here.map(|record| async move {
-                let why = "its node is shutting down";
                 let done = match record.state {
                     SessionState::Running => {
                         let told = (event::PAUSED, format!("{why}: paused, checkpointed"));
@@ -298,7 +320,7 @@ impl SessionKeeper {
                     _ => self.deepen(&record, why).await,
                 };
                 if let Err(error) = done {
-                    tracing::warn!(session_id = %record.id, error = chain(&error), "failed to save a session whose node is shutting down");
+                    tracing::warn!(session_id = %record.id, error = chain(&error), "failed to save a session");
                 }
             });
             stream::iter(saves).buffer_unordered(EVACUATED_AT_ONCE).collect::<()>().await;

@@ -123,6 +123,15 @@ impl SimNode {
 
     /// Reports the node to the directory.
     pub async fn report(&self, ready: u32, capacity: u32, draining: bool) {
+        self.report_as(ready, capacity, draining, false).await;
+    }
+
+    /// Reports that its machine is short of memory.
+    pub async fn report_low_memory(&self) {
+        self.report_as(0, 9, false, true).await;
+    }
+
+    async fn report_as(&self, ready: u32, capacity: u32, draining: bool, low_memory: bool) {
         let acquired = u32::try_from(self.sandboxes().len()).expect("tests are small");
         let entry = NodeEntry {
             id: self.id(),
@@ -134,6 +143,7 @@ impl SimNode {
             creating: 0,
             capacity,
             draining,
+            low_memory,
         };
         self.0.directory.put_node(&entry, Duration::from_secs(60)).await.expect("the directory takes nodes");
     }

@@ -72,6 +72,8 @@ pub struct NodeEntry {
     pub capacity: u32,
     /// takes no more because it is shutting down
     pub draining: bool,
+    /// its machine is short of memory: what can give some back should
+    pub low_memory: bool,
 }
 
 /// Which living sandboxes to list.

@@ -125,3 +125,22 @@ async fn sessions_of_a_node_that_shuts_down_are_saved_and_others_are_not() {
     let resumed = world.resume(&running).await.unwrap();
     assert_eq!(another.content(sandbox(&resumed)), "one\n");
 }
+
+#[tokio::test]
+async fn node_short_of_memory_gets_back_that_of_sessions_frozen_for_a_while() {
+    let world = World::new().await;
+    let ids = [world.session_with("one\n").await, world.session_with("two\n").await, world.session_with("").await];
+    let [auto, frozen, running] = ids.map(|session| session.session_id);
+    world.pause(&auto, PauseDepth::Auto).await.unwrap();
+    world.pause(&frozen, PauseDepth::Frozen).await.unwrap();
+    world.keeper.relieve_nodes().await;
+    assert_eq!(world.get(&auto).await.unwrap().pause_depth(), PauseDepth::Frozen, "there is memory");
+
+    world.node.report_low_memory().await;
+    world.keeper.relieve_nodes().await;
+    assert_eq!(world.get(&auto).await.unwrap().pause_depth(), PauseDepth::Checkpointed);
+    let told = world.events(&auto).await.pop().unwrap();
+    assert!(told.0 == "deepened" && told.1.starts_with("its node is short of memory"), "{told:?}");
+    assert_eq!(world.get(&frozen).await.unwrap().pause_depth(), PauseDepth::Frozen, "it was asked to stay so");
+    assert_eq!(world.get(&running).await.unwrap().state(), SessionState::Running);
+}

@@ -70,6 +70,7 @@ fn node() -> NodeEntry {
         creating: 3,
         capacity: 50,
         draining: true,
+        low_memory: true,
     }
 }
 

@@ -85,6 +85,8 @@ pub(super) struct NodeRecord {
     creating: u32,
     capacity: u32,
     draining: bool,
+    #[serde(default)]
+    low_memory: bool,
 }
 
 impl From<&NodeEntry> for NodeRecord {
@@ -99,6 +101,7 @@ impl From<&NodeEntry> for NodeRecord {
             creating: entry.creating,
             capacity: entry.capacity,
             draining: entry.draining,
+            low_memory: entry.low_memory,
         }
     }
 }
@@ -115,6 +118,7 @@ impl NodeRecord {
             creating: self.creating,
             capacity: self.capacity,
             draining: self.draining,
+            low_memory: self.low_memory,
         })
     }
 }
