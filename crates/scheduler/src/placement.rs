@@ -57,6 +57,7 @@ mod tests {
             creating: 0,
             capacity,
             draining: false,
+            low_memory: false,
         }
     }
 
