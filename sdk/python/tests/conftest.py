@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from faces import Face
-from server import Server
+# before gRPC is imported: programs are started here while calls are under way, and what gRPC does at a fork may then
+# end the new process before it runs its program. Those programs themselves have the default.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+import pytest  # noqa: E402
+from faces import Face  # noqa: E402
+from server import Server  # noqa: E402
 
 # what is set on the machine of who runs the tests shall not matter
 for name in list(os.environ):

@@ -19,6 +19,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def program_environment(url: str) -> dict[str, str]:
+    """What a program that uses the SDK is started with."""
+    kept = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+    return {**kept, "CLOUD_SANDBOX_URL": url}
+
+
 class Server:
     """A server that keeps its port and its data when it is started again."""
 

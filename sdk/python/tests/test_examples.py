@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from server import program_environment
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SAID = {
@@ -21,9 +21,10 @@ SAID = {
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_example_runs(name: str, url: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "CLOUD_SANDBOX_URL": url}
     command = [sys.executable, str(EXAMPLES / name)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=program_environment(url), cwd=tmp_path, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     for words in SAID[name]:
         assert words in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from server import program_environment
 
 import cloud_sandbox
 
@@ -91,7 +91,7 @@ def program(text: str, sandbox: cloud_sandbox.Sandbox, url: str) -> subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "CLOUD_SANDBOX_URL": url},
+        env=program_environment(url),
     )
 
 
