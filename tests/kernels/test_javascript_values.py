@@ -1,5 +1,8 @@
 """What the JavaScript kernel saves of its variables, and loads in another one."""
 
+# programs in other languages are broken where they want to be
+# ruff: noqa: E501
+
 import tempfile
 import unittest
 from pathlib import Path
@@ -80,7 +83,9 @@ class RoundTrips(ValuesTest):
         self.holds("a === 5 && b[0] === 2")
 
     def test_what_is_shared_stays_shared(self) -> None:
-        self.move("const a = []; let b = [a]; var c = {a, b}; a.push(c); let u = new Uint8Array(4), v = new Uint8Array(u.buffer, 1)")
+        self.move(
+            "const a = []; let b = [a]; var c = {a, b}; a.push(c); let u = new Uint8Array(4), v = new Uint8Array(u.buffer, 1)"
+        )
         self.run_cell("u[1] = 7")
         self.holds("b[0] === a && c.a === a && a[0] === c && c.b === b && v[0] === 7")
 
@@ -114,7 +119,9 @@ class RoundTrips(ValuesTest):
 
     def test_modules_come_back_by_their_names(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "one.cjs").write_text("exports.n = [1]; exports.Thing = class { constructor() { this.x = 1 } }")
+            Path(folder, "one.cjs").write_text(
+                "exports.n = [1]; exports.Thing = class { constructor() { this.x = 1 } }"
+            )
             Path(folder, "two.mjs").write_text("export const n = [2]; export default class Two {}")
             outcome = self.run_cell("", cwd=folder)
             self.move(
@@ -188,8 +195,12 @@ class Lost(ValuesTest):
         self.holds("d[0] === c && d[1] === c && a.length === 400000")
 
     def test_deep_and_many_objects_are_no_problem(self) -> None:
-        self.move("let deep = []; for (let n = 0; n < 100000; n++) deep = [deep]; let many = Array.from({length: 100000}, (_, n) => ({n}))")
-        self.holds("(() => { let n = 0; for (let d = deep; d.length; d = d[0]) n++; return n === 100000 })() && many[99999].n === 99999")
+        self.move(
+            "let deep = []; for (let n = 0; n < 100000; n++) deep = [deep]; let many = Array.from({length: 100000}, (_, n) => ({n}))"
+        )
+        self.holds(
+            "(() => { let n = 0; for (let d = deep; d.length; d = d[0]) n++; return n === 100000 })() && many[99999].n === 99999"
+        )
 
     def test_time_is_bounded(self) -> None:
         self.run_cell("let many = Array.from({length: 3e5}, (_, n) => [n, {n}]), little = 1")

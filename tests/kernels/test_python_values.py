@@ -1,5 +1,8 @@
 """What the Python kernel saves of its variables, and loads in another one."""
 
+# programs in other languages are broken where they want to be
+# ruff: noqa: E501
+
 import importlib.util
 import os
 import signal
@@ -301,7 +304,10 @@ class Lost(ValuesTest):
             "signal.setitimer(signal.ITIMER_REAL, 0.3)\nout = sys.stdout\ndef same(): return sys.stdout is out"
         )
         self.keep("save")
-        self.assertEqual(self.value("import time\ntime.sleep(0.6)\nrung, same(), signal.getsignal(14) is handler"), "([1], True, True)")
+        self.assertEqual(
+            self.value("import time\ntime.sleep(0.6)\nrung, same(), signal.getsignal(14) is handler"),
+            "([1], True, True)",
+        )
 
     def test_names_are_bounded(self) -> None:
         self.run_cell("for n in range(10_050): globals()[f'v{n}'] = n\nglobals()['w' * 300] = 1")
@@ -317,7 +323,9 @@ class Lost(ValuesTest):
         self.assertIn("no file", saved["lost"]["x"])
 
     def test_interrupt_while_it_saves_does_nothing(self) -> None:
-        self.run_cell("import os, signal\nclass Kills:\n    def __getstate__(self): os.kill(os.getpid(), 2); return {}\nk = Kills()")
+        self.run_cell(
+            "import os, signal\nclass Kills:\n    def __getstate__(self): os.kill(os.getpid(), 2); return {}\nk = Kills()"
+        )
         self.assertIn("k", self.keep("save")["variables"])
         self.assertEqual(self.value("1"), "1")
         self.assertEqual(signal.SIGINT, 2)

@@ -2,8 +2,8 @@
 
 Started as `python3 <this file>` inside a sandbox, with one end of a Unix stream socketpair as descriptor 3. Both
 directions carry one JSON document a line: `execute` and `interrupt` come in, `ready`, `result`, `error` and `done` go
-out; `save` and `load` come in with a program that does it, and are answered by `values`. Descriptors 0, 1 and 2 belong to
-the user's code.
+out; `save` and `load` come in with a program that does it, and are answered by `values`. Descriptors 0, 1 and 2 belong
+to the user's code.
 
 Invariant: every `execute` is answered by exactly one `done`, sent after all that the cell printed was flushed, and
 nothing but whole lines is ever written to the control channel. There is one thread: what the host sends while a cell

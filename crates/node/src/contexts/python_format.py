@@ -1,4 +1,4 @@
-"""How the Python interpreter of a code context shows a value. Becomes a part of its program, in the place of its import."""
+"""How the Python interpreter of a code context shows a value. Becomes a part of its program, where that imports it."""
 
 import sys
 

@@ -44,9 +44,9 @@ TOO_SLOW = "it took too long"
 NO_TIME = "no time was left for it"
 # What `enum` and `type` make anew for a class.
 MADE_ANEW = frozenset(
-    "__dict__ __weakref__ _abc_impl __static_attributes__ __firstlineno__ _member_names_ _member_map_ _value2member_map_ "
-    "_member_type_ _value_repr_ _use_args_ _unhashable_values_ _unhashable_values_map_ _hashable_values_ _new_member_ "
-    "__new_member__ _sort_order_ _flag_mask_ _singles_mask_ _all_bits_ _inverted_ _boundary_".split()
+    "__dict__ __weakref__ _abc_impl __static_attributes__ __firstlineno__ _member_names_ _member_map_ "
+    "_value2member_map_ _member_type_ _value_repr_ _use_args_ _unhashable_values_ "
+    "_unhashable_values_map_ _hashable_values_ _new_member_ __new_member__ _sort_order_ _flag_mask_ _singles_mask_ _all_bits_ _inverted_ _boundary_".split()
 )
 
 # The namespace and the kernel that is worked for.
@@ -89,7 +89,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         self.armed = False
         self.streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = Muted(sys.stdout), Muted(sys.stderr)  # type: ignore
+        sys.stdout, sys.stderr = Muted(sys.stdout), Muted(sys.stderr)
         self.began = time.monotonic()
         self.handler = _signal.signal(_signal.SIGALRM, self.ring)
         self.timer = _signal.setitimer(_signal.ITIMER_REAL, 0)
@@ -437,7 +437,7 @@ class Saver:
                 self.lost[name] = failure
 
     def drop_largest(self, names: "list[str]") -> None:
-        """Leaves out the largest, and so many that half of what is too much goes: what is shared counts more than once."""
+        """Leaves out the largest, and so many that half of what is too much goes: what is shared counts twice."""
         by_size = sorted(names, key=lambda name: self.sizes.get(name, 0))
         excess = sum(self.sizes.get(name, 0) for name in names) - self.limit
         gone = 0
@@ -529,8 +529,9 @@ class Survey:
                 continue
             last = argument if isinstance(argument, str) and "UNICODE" in code.name else LOST
             if code.name in ("BINGET", "LONG_BINGET"):
-                self.taken.add(int(argument))
-                last = self.added.get(argument, memo.get(argument, LOST))
+                number = int(argument or 0)
+                self.taken.add(number)
+                last = self.added.get(number, memo.get(number, LOST))
             elif code.name == "STACK_GLOBAL":
                 last = found(*recent)
             if isinstance(last, str):
@@ -555,7 +556,7 @@ class Unpickler(pickle.Unpickler):
     """Begins with a memo, which CPython's does not take by itself: it is filled by a pickle that names its objects."""
 
     def __init__(self, loader: "Loader", memo: "dict[int, Any]") -> None:
-        super().__init__(loader)  # type: ignore[arg-type]
+        super().__init__(loader)
         self.known = memo
         if memo:
             steps = [b"J" + index.to_bytes(4, "little") + b"Q\x940" for index in range(len(memo))]
@@ -618,7 +619,7 @@ class Loader:
         return count
 
     def memo(self) -> "dict[int, Any]":
-        return self.unpickler.memo.copy()  # type: ignore[attr-defined, no-any-return]
+        return self.unpickler.memo.copy()
 
     def lose(self, name: str, reason: str, survey: "Any") -> None:
         """Goes on as if the pickle had been loaded, with nothing in the places of its objects."""
