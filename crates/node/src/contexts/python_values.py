@@ -46,7 +46,8 @@ NO_TIME = "no time was left for it"
 MADE_ANEW = frozenset(
     "__dict__ __weakref__ _abc_impl __static_attributes__ __firstlineno__ _member_names_ _member_map_ "
     "_value2member_map_ _member_type_ _value_repr_ _use_args_ _unhashable_values_ "
-    "_unhashable_values_map_ _hashable_values_ _new_member_ __new_member__ _sort_order_ _flag_mask_ _singles_mask_ _all_bits_ _inverted_ _boundary_".split()
+    "_unhashable_values_map_ _hashable_values_ _new_member_ __new_member__ _sort_order_ _flag_mask_ "
+    "_singles_mask_ _all_bits_ _inverted_ _boundary_".split()
 )
 
 # The namespace and the kernel that is worked for.
