@@ -252,10 +252,7 @@ async fn killed_node_leaves_what_was_printed_and_unknown_ends() {
     assert_eq!(next.execute(request).await.unwrap_err().words(), ("DATA_LOSS", "OUTCOME_UNKNOWN"));
     let other = ExecuteRequest { request_id: "r3".into(), ..argv(id, &["echo", "a"]) };
     let failure = next.execute(other).await.unwrap_err();
-    assert_eq!(
-        (failure.words(), sorted(failure.metadata.clone())),
-        (("NOT_FOUND", "SANDBOX_GONE"), ended_by("node"))
-    );
+    assert_eq!((failure.words(), sorted(failure.metadata.clone())), (("NOT_FOUND", "SANDBOX_GONE"), ended_by("node")));
     assert_eq!(starts(&next), 0);
     next.release(id).await.unwrap();
     assert_eq!(kept(folder.path()), Vec::<String>::new());
