@@ -135,9 +135,12 @@ impl Agent {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// The files, over a connection of their own.
+    /// The files, over a connection of their own that streams which nobody reads do not fill.
     pub async fn files(&self) -> FileServiceClient<Channel> {
-        let channel = channel(Endpoint::from_static("http://agent"), self.folder.path().join("agent.sock")).await;
+        let endpoint = Endpoint::from_static("http://agent")
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(256 * 1024 * 1024);
+        let channel = channel(endpoint, self.folder.path().join("agent.sock")).await;
         FileServiceClient::new(channel).max_decoding_message_size(16 * 1024 * 1024)
     }
 
