@@ -151,6 +151,7 @@ fn exited(exit: Exit, began: Instant) -> Exited {
         cpu_time_us: exit.cpu_time_us,
         peak_memory_bytes: exit.peak_memory_bytes,
         wall_time_us: u64::try_from(wall_time.as_micros()).unwrap_or(u64::MAX),
+        disk_full: false,
     }
 }
 

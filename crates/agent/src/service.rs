@@ -4,9 +4,10 @@ use std::{io, sync::Arc};
 
 use cloud_sandbox_proto::agent::v1::{
     CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, ContinueProcessesRequest,
-    ContinueProcessesResponse, RestoreTreeRequest, RestoreTreeResponse, RunRequest, RunResponse, SaveTreeRequest,
-    SignalRequest, SignalResponse, StopProcessesRequest, StopProcessesResponse, TakeSnapshotRequest,
-    TakeSnapshotResponse, agent_service_server::AgentService, run_request::Input,
+    ContinueProcessesResponse, ProveWallsRequest, ProveWallsResponse, RestoreTreeRequest, RestoreTreeResponse,
+    RunRequest, RunResponse, SaveTreeRequest, SignalRequest, SignalResponse, StopProcessesRequest,
+    StopProcessesResponse, TakeSnapshotRequest, TakeSnapshotResponse, agent_service_server::AgentService,
+    run_request::Input,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -47,6 +48,10 @@ impl AgentService for Agent {
 
     async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         Ok(Response::new(CheckResponse { version: env!("CARGO_PKG_VERSION").to_owned() }))
+    }
+
+    async fn prove_walls(&self, _: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
+        Err(Status::unimplemented("ProveWalls"))
     }
 
     async fn run(&self, request: Request<Streaming<RunRequest>>) -> Result<Response<Self::RunStream>, Status> {

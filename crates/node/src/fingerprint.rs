@@ -12,9 +12,9 @@ pub(crate) fn of_acquire(request: &v1::AcquireSandboxRequest) -> u64 {
     let mut request = request.clone();
     let maps = [std::mem::take(&mut request.env), std::mem::take(&mut request.metadata)];
     // a policy that is not given, or has no mode, is `none`
-    let mode = request.network.unwrap_or_default().mode;
-    let is_none = mode == v1::NetworkMode::Unspecified as i32 || mode == v1::NetworkMode::None as i32;
-    request.network = request.network.filter(|_| !is_none);
+    let is_none =
+        |network: &v1::NetworkPolicy| matches!(network.mode(), v1::NetworkMode::Unspecified | v1::NetworkMode::None);
+    request.network = request.network.filter(|network| !is_none(network));
     let hash = hash(&request, &maps);
     hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn network_that_is_not_given_is_none_and_any_other_counts() {
         let with = |mode| {
-            let network = Some(v1::NetworkPolicy { mode });
+            let network = Some(v1::NetworkPolicy { mode, ..Default::default() });
             of_acquire(&v1::AcquireSandboxRequest { network, ..Default::default() })
         };
         let plain = of_acquire(&v1::AcquireSandboxRequest::default());

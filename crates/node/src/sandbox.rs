@@ -313,5 +313,6 @@ pub(crate) fn limits_message(limits: Limits) -> v1::ResourceLimits {
         cpu_millis: limits.cpu_millis,
         pids: limits.pids,
         disk_bytes: limits.disk_bytes,
+        ..Default::default()
     }
 }

@@ -135,6 +135,11 @@ impl node_service_server::NodeService for NodeService {
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
+    async fn update_sandbox(&self, _: Request<node::UpdateSandboxRequest>) -> Answer<node::UpdateSandboxResponse> {
+        Err(Status::unimplemented("UpdateSandbox"))
+    }
+
+    #[instrument(skip_all, fields(sandbox_id))]
     async fn pause_sandbox(&self, request: Request<node::PauseSandboxRequest>) -> Answer<node::PauseSandboxResponse> {
         let sandbox = Some(self.pause(&request.get_ref().sandbox_id).await.map_err(to_status)?);
         Ok(Response::new(node::PauseSandboxResponse { sandbox }))

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use cloud_sandbox_jailer::{IdMap, Root, Spec};
 use cloud_sandbox_model::{Limits, SandboxId};
-use cloud_sandbox_runtime::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage};
+use cloud_sandbox_runtime::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage, walls};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -305,6 +305,23 @@ impl Runtime for LinuxRuntime {
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
         self.inner.sandbox(id)?;
         Ok(self.inner.cgroups.as_ref().map_or_else(Usage::default, |groups| groups.usage(id)))
+    }
+
+    fn walls(&self) -> Vec<&'static str> {
+        let mut walls = vec![
+            walls::USER_NAMESPACE,
+            walls::NO_PRIVILEGES,
+            walls::SECCOMP,
+            walls::FILES,
+            walls::PROCESSES,
+            walls::NETWORK,
+            walls::PROC,
+            walls::DEVICES,
+        ];
+        if self.inner.ids.are_unique() {
+            walls.push(walls::UNIQUE_IDS);
+        }
+        walls
     }
 
     async fn ended(&self, id: SandboxId) {

@@ -169,6 +169,10 @@ impl Runtime for FakeRuntime {
         self.operate("usage", id, |fake| fake.usage)
     }
 
+    fn walls(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     async fn ended(&self, id: SandboxId) {
         let alive = self.state().sandboxes.get(&id).map(|fake| fake.alive.subscribe());
         if let Some(mut alive) = alive {

@@ -3,8 +3,9 @@
 
 pub mod conformance;
 pub mod fake;
+pub mod walls;
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{fmt, io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{Limits, SandboxId};
@@ -35,6 +36,8 @@ pub struct Usage {
     pub cpu_time: Option<Duration>,
     /// how many processes the kernel has killed for the memory limit
     pub oom_kills: Option<u64>,
+    /// how many processes could not be started for the limit of processes
+    pub pids_refused: Option<u64>,
 }
 
 /// A connection to the agent in a sandbox.
@@ -44,6 +47,46 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentStream for T {}
 
 /// A boxed [`AgentStream`].
 pub type BoxedStream = Box<dyn AgentStream>;
+
+/// Accepts what programs in a sandbox connect to on their loopback.
+#[async_trait]
+pub trait Listener: Send {
+    /// The next connection. An error ends the listener: the sandbox has ended.
+    async fn accept(&mut self) -> io::Result<BoxedStream>;
+}
+
+/// A port of a sandbox's own loopback, served by its node.
+pub struct Port {
+    /// the port; another than was asked for where a program had that already
+    pub number: u16,
+    /// what connects to it
+    pub listener: Box<dyn Listener>,
+}
+
+/// The IP packets of a sandbox's network interface: each read gives one that was sent, each write delivers one.
+pub type BoxedPackets = Box<dyn AgentStream>;
+
+/// A network interface of a sandbox: its address, and the node's at the other end, which is its gateway and resolver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interface {
+    /// its own address
+    pub address: Ipv4Addr,
+    /// the gateway's
+    pub gateway: Ipv4Addr,
+    /// bits of both that are the network's
+    pub prefix: u8,
+    /// bytes of the largest packet
+    pub mtu: u16,
+}
+
+/// The interface that every sandbox has in network mode `open`: sandboxes do not see one another, so one is as good as
+/// another. 100.64.0.0/10 is meant for what lies between a provider and its customers, and so rarely what they want to reach.
+pub const INTERFACE: Interface = Interface {
+    address: Ipv4Addr::new(100, 127, 255, 2),
+    gateway: Ipv4Addr::new(100, 127, 255, 1),
+    prefix: 30,
+    mtu: 1500,
+};
 
 /// Why a runtime could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +143,20 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// What the sandbox has used.
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError>;
+
+    /// Listens on a port of the sandbox's own loopback: `port`, or any other where a program has that already.
+    async fn listen(&self, id: SandboxId, port: u16) -> Result<Port, RuntimeError> {
+        Err(RuntimeError::Unsupported(format!("listen on port {port} of sandbox {id}")))
+    }
+
+    /// Gives the sandbox a network interface, up and with a default route, and its packets to the caller. It is gone when
+    /// they are dropped.
+    async fn attach_interface(&self, id: SandboxId, interface: Interface) -> Result<BoxedPackets, RuntimeError> {
+        Err(RuntimeError::Unsupported(format!("give sandbox {id} an interface with {}", interface.address)))
+    }
+
+    /// The walls that sandboxes have here, by their names in [`walls`].
+    fn walls(&self) -> Vec<&'static str>;
 
     /// Resolves when the sandbox has ended by itself or by somebody else's hand: its agent is gone.
     async fn ended(&self, id: SandboxId);

@@ -57,10 +57,12 @@ fn sandbox(entry: SandboxEntry) -> Sandbox {
             cpu_millis: entry.limits.cpu_millis,
             pids: entry.limits.pids,
             disk_bytes: entry.limits.disk_bytes,
+            ..Default::default()
         }),
         metadata: entry.metadata.into_iter().collect(),
         create_time: Some(entry.acquired_at.into()),
         expire_time: Some(entry.expires_at.into()),
+        ..Default::default()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use cloud_sandbox_auth::Principal;
-use cloud_sandbox_model::Result;
+use cloud_sandbox_model::{Error, Result};
 use cloud_sandbox_node_client::{Nodes, missing};
 use cloud_sandbox_proto::{
     node,
@@ -11,7 +11,7 @@ use cloud_sandbox_proto::{
         self, AcquireSandboxRequest, AcquireSandboxResponse, GetSandboxRequest, GetSandboxResponse,
         GetSandboxStatsRequest, GetSandboxStatsResponse, KeepAliveSandboxRequest, KeepAliveSandboxResponse,
         ListSandboxesRequest, ListSandboxesResponse, ReleaseSandboxRequest, ReleaseSandboxResponse, Sandbox,
-        scheduler_service_server::SchedulerServiceServer,
+        UpdateSandboxRequest, UpdateSandboxResponse, scheduler_service_server::SchedulerServiceServer,
     },
 };
 use cloud_sandbox_rpc::{CallContext, Dial, to_status, upstream::MESSAGE_MAX};
@@ -67,6 +67,21 @@ impl SchedulerService {
         missing(call.await?.sandbox, "sandbox")
     }
 
+    async fn update(&self, request: Request<UpdateSandboxRequest>) -> Result<Sandbox> {
+        let context = CallContext::of(&request);
+        let principal = Principal::of(&request)?.clone();
+        let UpdateSandboxRequest { sandbox_id, network } = request.into_inner();
+        if network.is_none() {
+            return Err(Error::invalid("network", "must be given: it is what can be changed"));
+        }
+        let message = node::v1::UpdateSandboxRequest { sandbox_id: sandbox_id.clone(), network };
+        let outbound = context.outbound(message);
+        let call = self.nodes.call(&principal, &context, &sandbox_id, |mut node| {
+            Box::pin(async move { node.update_sandbox(outbound).await })
+        });
+        missing(call.await?.sandbox, "sandbox")
+    }
+
     async fn get(&self, request: Request<GetSandboxRequest>) -> Result<Sandbox> {
         let context = CallContext::of(&request);
         let principal = Principal::of(&request)?.clone();
@@ -117,6 +132,14 @@ impl v1::scheduler_service_server::SchedulerService for SchedulerService {
     ) -> Result<Response<KeepAliveSandboxResponse>, Status> {
         let sandbox = self.keep_alive(request).await.map_err(to_status)?;
         Ok(Response::new(KeepAliveSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn update_sandbox(
+        &self,
+        request: Request<UpdateSandboxRequest>,
+    ) -> Result<Response<UpdateSandboxResponse>, Status> {
+        let sandbox = self.update(request).await.map_err(to_status)?;
+        Ok(Response::new(UpdateSandboxResponse { sandbox: Some(sandbox) }))
     }
 
     async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Result<Response<GetSandboxResponse>, Status> {

@@ -172,6 +172,7 @@ fn request(record: &SessionRecord) -> AcquireSandboxRequest {
             cpu_millis: limits.cpu_millis,
             pids: limits.pids,
             disk_bytes: limits.disk_bytes,
+            ..ResourceLimits::default()
         }),
         request_id: format!("{}-{}", record.id, details.acquires),
         network: None::<NetworkPolicy>,

@@ -45,7 +45,7 @@ impl Sessions {
         violations.metadata("metadata", &request.metadata);
         violations.env("env", &request.env);
         violations.template("template", &request.template);
-        let network = request.network.unwrap_or_default();
+        let network = request.network.clone().unwrap_or_default();
         let known = matches!(network.mode(), NetworkMode::None | NetworkMode::Unspecified)
             && NetworkMode::try_from(network.mode).is_ok();
         violations.check(known, "network.mode", "must be none: this runtime has no other network");

@@ -50,7 +50,9 @@ pub(crate) fn shown(record: SessionRecord) -> v1::Session {
             cpu_millis: limits.cpu_millis,
             pids: limits.pids,
             disk_bytes: limits.disk_bytes,
+            ..v1::ResourceLimits::default()
         }),
+        network: None,
     }
 }
 

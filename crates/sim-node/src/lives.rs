@@ -8,7 +8,8 @@ use cloud_sandbox_proto::{
         AcquireSandboxRequest, AcquireSandboxResponse, Activity, CheckpointSandboxRequest, CheckpointSandboxResponse,
         GetSandboxRequest, GetSandboxResponse, KeepAliveSandboxRequest, KeepAliveSandboxResponse, PauseSandboxRequest,
         PauseSandboxResponse, ReleaseSandboxRequest, ReleaseSandboxResponse, RestoreSandboxRequest,
-        RestoreSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, node_service_server::NodeService,
+        RestoreSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, UpdateSandboxRequest,
+        UpdateSandboxResponse, node_service_server::NodeService,
     },
     v1,
 };
@@ -65,6 +66,21 @@ impl NodeService for SimNode {
         let call = self.enter("KeepAliveSandbox", &request).await?;
         let sandbox = self.lend(&request.get_ref().sandbox_id, request.get_ref().timeout_seconds).await?;
         call.reply(KeepAliveSandboxResponse { sandbox: Some(sandbox) })
+    }
+
+    async fn update_sandbox(
+        &self,
+        request: Request<UpdateSandboxRequest>,
+    ) -> Result<Response<UpdateSandboxResponse>, Status> {
+        let call = self.enter("UpdateSandbox", &request).await?;
+        let request = request.into_inner();
+        let mut sandbox = self.hosted(&request.sandbox_id)?;
+        sandbox.network = request.network.clone();
+        let id: SandboxId = request.sandbox_id.parse().map_err(cloud_sandbox_rpc::to_status)?;
+        if let Some((_, kept)) = self.state().sandboxes.get_mut(&id) {
+            kept.network = request.network;
+        }
+        call.reply(UpdateSandboxResponse { sandbox: Some(sandbox) })
     }
 
     async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Result<Response<GetSandboxResponse>, Status> {

@@ -348,6 +348,8 @@ impl SimNode {
             metadata: wanted.metadata.clone(),
             create_time: Some(now.into()),
             expire_time: Some(entry.expires_at.into()),
+            network: wanted.network.clone(),
+            usage: None,
         };
         {
             let mut state = self.state();

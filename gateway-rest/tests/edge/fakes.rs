@@ -126,6 +126,14 @@ impl SchedulerService for Fake {
         Ok(Response::new(KeepAliveSandboxResponse { sandbox: Some(sandbox(&request.into_inner().sandbox_id, "host")) }))
     }
 
+    async fn update_sandbox(&self, request: Request<UpdateSandboxRequest>) -> Answer<UpdateSandboxResponse> {
+        self.0.note(&request);
+        let request = request.into_inner();
+        let mut sandbox = sandbox(&request.sandbox_id, "host");
+        sandbox.network = request.network;
+        Ok(Response::new(UpdateSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
     async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Answer<GetSandboxResponse> {
         self.0.note(&request);
         let id = request.into_inner().sandbox_id;

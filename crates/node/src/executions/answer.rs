@@ -91,6 +91,8 @@ impl Caller {
             context_id: exited.context_id,
             context_restarted: exited.context_restarted,
             changes: noted.changes,
+            disk_limit: exited.disk_limit,
+            pids_limit: exited.pids_limit,
         }
     }
 

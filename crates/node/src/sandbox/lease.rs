@@ -46,6 +46,7 @@ impl Lease {
             metadata: self.metadata.clone().into_iter().collect(),
             create_time: Some(self.acquired_at.into()),
             expire_time: Some(self.expires_at.into()),
+            ..Default::default()
         }
     }
 

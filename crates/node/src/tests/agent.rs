@@ -11,8 +11,9 @@ use std::{
 
 use cloud_sandbox_proto::{
     agent::v1::{
-        CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, Exited, RunRequest, RunResponse,
-        SignalRequest, SignalResponse, Start, Started, TakeSnapshotRequest, TakeSnapshotResponse,
+        CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, Exited, ProveWallsRequest,
+        ProveWallsResponse, RunRequest, RunResponse, SignalRequest, SignalResponse, Start, Started,
+        TakeSnapshotRequest, TakeSnapshotResponse,
         agent_service_server::{AgentService, AgentServiceServer},
         run_request::Input,
         run_response::Event,
@@ -93,6 +94,10 @@ impl AgentService for Agent {
             std::future::pending::<()>().await;
         }
         Ok(Response::new(CheckResponse { version: "test".into() }))
+    }
+
+    async fn prove_walls(&self, _: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
+        Ok(Response::new(ProveWallsResponse::default()))
     }
 
     async fn run(&self, request: Request<Streaming<RunRequest>>) -> Result<Response<Self::RunStream>, Status> {

@@ -11,8 +11,9 @@ use cloud_sandbox_agent::{Agent, Children, serve_agent};
 use cloud_sandbox_model::SandboxId;
 use cloud_sandbox_proto::{
     agent::v1::{
-        CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, RunRequest, RunResponse,
-        SignalRequest, SignalResponse, Start, TakeSnapshotRequest, TakeSnapshotResponse,
+        CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, ProveWallsRequest,
+        ProveWallsResponse, RunRequest, RunResponse, SignalRequest, SignalResponse, Start, TakeSnapshotRequest,
+        TakeSnapshotResponse,
         agent_service_client::AgentServiceClient,
         agent_service_server::{AgentService, AgentServiceServer},
         run_request::Input,
@@ -67,6 +68,10 @@ impl AgentService for Proxy {
 
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         self.agent.clone().check(request.into_inner()).await
+    }
+
+    async fn prove_walls(&self, request: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
+        self.agent.clone().prove_walls(request.into_inner()).await
     }
 
     async fn run(&self, request: Request<Streaming<RunRequest>>) -> Result<Response<Self::RunStream>, Status> {

@@ -13,8 +13,9 @@ use cloud_sandbox_agent::{Agent, Children, serve_agent};
 use cloud_sandbox_model::SandboxId;
 use cloud_sandbox_proto::{
     agent::v1::{
-        CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, RunRequest, RunResponse,
-        SignalRequest, SignalResponse, TakeSnapshotRequest, TakeSnapshotResponse,
+        CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, ProveWallsRequest,
+        ProveWallsResponse, RunRequest, RunResponse, SignalRequest, SignalResponse, TakeSnapshotRequest,
+        TakeSnapshotResponse,
         agent_service_server::{AgentService, AgentServiceServer},
     },
     v1::{
@@ -214,6 +215,10 @@ impl AgentService for Fake {
 
     async fn check(&self, _: Request<CheckRequest>) -> Answer<CheckResponse> {
         Ok(Response::new(CheckResponse::default()))
+    }
+
+    async fn prove_walls(&self, _: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
+        Ok(Response::new(ProveWallsResponse::default()))
     }
 
     async fn run(&self, _: Request<Streaming<RunRequest>>) -> Answer<Self::RunStream> {

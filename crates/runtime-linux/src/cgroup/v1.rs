@@ -164,11 +164,13 @@ impl Hierarchy for Split {
     fn usage(&self, id: SandboxId) -> Usage {
         let number = |controller, name| self.file(controller, id, name).and_then(|path| read_number(&path));
         let oom = self.file(Controller::Memory, id, "memory.oom_control");
+        let refused = self.file(Controller::Pids, id, "pids.events");
         Usage {
             memory_bytes: number(Controller::Memory, "memory.usage_in_bytes"),
             pids: number(Controller::Pids, "pids.current"),
             cpu_time: number(Controller::CpuAccount, "cpuacct.usage").map(Duration::from_nanos),
             oom_kills: oom.and_then(|path| read_key(&path, "oom_kill")),
+            pids_refused: refused.and_then(|path| read_key(&path, "max")),
         }
     }
 

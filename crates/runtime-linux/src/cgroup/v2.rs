@@ -180,6 +180,7 @@ impl Hierarchy for Unified {
             pids: read_number(&group.join("pids.current")),
             cpu_time: read_key(&group.join("cpu.stat"), "usage_usec").map(Duration::from_micros),
             oom_kills: read_key(&group.join("memory.events"), "oom_kill"),
+            pids_refused: read_key(&group.join("pids.events"), "max"),
         }
     }
 
