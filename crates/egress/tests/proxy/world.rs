@@ -88,6 +88,10 @@ impl Upstream for Hosts {
     async fn datagrams(&self, _: SocketAddr) -> io::Result<UdpSocket> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    fn resolver(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 struct Loopback(TcpListener);
