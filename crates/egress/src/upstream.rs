@@ -115,7 +115,7 @@ impl Mapped {
     fn parse(text: &str, rest: SystemUpstream) -> Result<Self, MalformedUpstream> {
         let malformed = |entry: &str| MalformedUpstream(entry.to_owned());
         let mut hosts = Vec::new();
-        for (entry, number) in text.split(',').zip(1u8..) {
+        for (entry, number) in text.split(',').zip(1u8..=254) {
             let (host, to) = entry.split_once('=').ok_or_else(|| malformed(entry))?;
             let to: SocketAddr = to.parse().map_err(|_| malformed(entry))?;
             let address = host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::new(203, 0, 113, number)));
