@@ -250,6 +250,7 @@ impl Node {
         directory: Arc<dyn Directory>,
         workspaces: Arc<dyn WorkspaceStore>,
     ) -> Result<Self> {
+        let options = options.within_journal();
         options.check()?;
         let (journal, left) = open_journal(options.journal.of_journal()).await?;
         let shared = Arc::new(Shared {

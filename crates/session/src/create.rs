@@ -295,6 +295,10 @@ fn wanted(limits: ResourceLimits) -> WantedLimits {
         cpu_millis: limits.cpu_millis,
         pids: limits.pids,
         disk_bytes: limits.disk_bytes,
+        open_files: limits.open_files,
+        output_bytes: limits.output_bytes,
+        execution_seconds: limits.execution_seconds,
+        cpu_weight: limits.cpu_weight,
     }
 }
 
@@ -338,9 +342,17 @@ fn fingerprint(request: &CreateSessionRequest) -> String {
     digest.add(&request.idle_timeout_seconds.to_be_bytes());
     digest.add(&request.on_timeout.to_be_bytes());
     digest.add(&[u8::from(request.auto_resume)]);
+    // what earlier versions did not know is hashed only where it is asked for, so that the retry of a request that one of
+    // them took is still the same
+    let later = [limits.open_files, limits.execution_seconds, limits.cpu_weight];
+    if later != [0; 3] || limits.output_bytes != 0 {
+        digest.add(b"limits");
+        later.iter().for_each(|limit| digest.add(&limit.to_be_bytes()));
+        digest.add(&limits.output_bytes.to_be_bytes());
+    }
     let network = wanted_network(request.network.as_ref());
-    // what earlier versions knew is hashed as they did
     if network != WantedNetwork::default() {
+        digest.add(b"network");
         digest.add(network.mode.as_bytes());
         for entries in [&network.allow, &network.deny] {
             digest.add(&(entries.len() as u64).to_be_bytes());
@@ -381,6 +393,7 @@ mod tests {
         let renamed = CreateSessionRequest { request_id: "r".into(), ..request(&[("a", "1"), ("b", "2")], &[]) };
         assert_eq!(first, fingerprint(&renamed));
         let base = || request(&[("a", "1"), ("b", "2")], &[]);
+        let limited = |limits| CreateSessionRequest { limits: Some(limits), ..base() };
         let others = [
             request(&[("a", "1")], &[("b", "2")]),
             request(&[("a", "12"), ("b", "")], &[]),
@@ -393,6 +406,11 @@ mod tests {
             CreateSessionRequest { network: network(&[], &[]), ..base() },
             CreateSessionRequest { network: network(&["a", "b"], &[]), ..base() },
             CreateSessionRequest { network: network(&["a"], &["b"]), ..base() },
+            limited(ResourceLimits { pids: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { open_files: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { output_bytes: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { execution_seconds: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { cpu_weight: 9, ..ResourceLimits::default() }),
         ];
         for other in others {
             assert_ne!(first, fingerprint(&other), "{other:?}");

@@ -55,11 +55,16 @@ pub struct SessionDetails {
 
 /// Limits as they were asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WantedLimits {
     pub memory_bytes: u64,
     pub cpu_millis: u32,
     pub pids: u32,
     pub disk_bytes: u64,
+    pub open_files: u32,
+    pub output_bytes: u64,
+    pub execution_seconds: u32,
+    pub cpu_weight: u32,
 }
 
 /// A network policy as it was asked for.
@@ -160,5 +165,8 @@ mod tests {
     #[test]
     fn what_an_earlier_version_wrote_is_read_with_defaults() {
         assert_eq!(serde_json::from_str::<SessionDetails>("{}").unwrap(), SessionDetails::default());
+        let limits = r#"{"memory_bytes": 1, "cpu_millis": 2, "pids": 3, "disk_bytes": 4}"#;
+        let known = WantedLimits { memory_bytes: 1, cpu_millis: 2, pids: 3, disk_bytes: 4, ..WantedLimits::default() };
+        assert_eq!(serde_json::from_str::<WantedLimits>(limits).unwrap(), known);
     }
 }
