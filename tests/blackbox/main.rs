@@ -8,6 +8,7 @@ mod chaos;
 mod command_line;
 mod contexts;
 mod execute;
+mod egress;
 mod executions;
 mod file_service;
 mod files;
