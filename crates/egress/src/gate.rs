@@ -177,11 +177,9 @@ impl Network {
 
     /// Connects to the first address that answers: one after the other, the next as soon as one has failed or not answered in a while.
     async fn connect(&self, addresses: Vec<IpAddr>, port: u16) -> io::Result<(IpAddr, TcpStream)> {
-        let mut waiting = addresses.into_iter();
         let mut trying = FuturesUnordered::new();
         let mut failed = no_address();
-        loop {
-            let Some(address) = waiting.next() else { break };
+        for address in addresses {
             trying.push(async move { (address, self.upstream.connect(SocketAddr::new(address, port)).await) });
             let next = sleep_until(Instant::now() + NEXT_ADDRESS);
             tokio::select! {

@@ -46,8 +46,11 @@ pub(super) async fn forward(
     connection: &Connection,
 ) -> Response<Answer> {
     direct(&mut request, target);
-    let handshake =
-        Builder::new().max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX).handshake(TokioIo::new(outside));
+    let handshake = Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .handshake(TokioIo::new(outside));
     let (mut sender, driver) = match handshake.await {
         Ok(made) => made,
         Err(error) => return answer::failed(target, &error),

@@ -27,7 +27,8 @@ impl Target {
             {
                 return Err("a CONNECT request has no body".to_owned());
             }
-            let (host, port) = split(authority.ok_or("a CONNECT request is for host:port")?)?;
+            let authority = authority.filter(|_| uri.scheme().is_none()).ok_or("a CONNECT request is for host:port")?;
+            let (host, port) = split(authority)?;
             return Ok(Self { host, port: port.ok_or("a CONNECT request names a port")? });
         }
         match (uri.scheme_str(), authority) {
@@ -66,10 +67,10 @@ fn check_framing(headers: &HeaderMap) -> Result<(), String> {
         return Err("a request has one Host".to_owned());
     }
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err("the only Transfer-Encoding here is chunked".to_owned());
-        }
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err("the only Transfer-Encoding here is chunked".to_owned());
     }
     Ok(())
 }
@@ -144,6 +145,7 @@ mod tests {
     fn what_could_be_understood_in_two_ways_is_refused() {
         for (method, uri) in [
             ("CONNECT", "pypi.org"),
+            ("CONNECT", "http://pypi.org:443/"),
             ("CONNECT", "user@pypi.org:443"),
             ("CONNECT", "pypi.org:443@evil.example:443"),
             ("CONNECT", "pypi.org:0"),
