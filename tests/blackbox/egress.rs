@@ -108,7 +108,8 @@ async fn pip_npm_git_and_curl_work_with_what_is_allowed_and_nothing_else() {
                --registry https://npm.example.org greeter && node -e 'require(\"greeter\")'";
     let git = "git clone --quiet https://git.example.org/greeter.git /tmp/g && cat /tmp/g/greeting";
     let curl = "curl --silent --show-error https://web.example.org/";
-    for (line, said) in [(pip, "hello from pip"), (npm, "hello from npm"), (git, "hello from git"), (curl, "hello from the web")]
+    for (line, said) in
+        [(pip, "hello from pip"), (npm, "hello from npm"), (git, "hello from git"), (curl, "hello from the web")]
     {
         let (code, printed) = world.shell(&id, line).await;
         assert!(code == 0 && printed.contains(said), "{line}\n{code}: {printed}");
@@ -116,7 +117,8 @@ async fn pip_npm_git_and_curl_work_with_what_is_allowed_and_nothing_else() {
     // and nothing else is there
     let (code, printed) = world.shell(&id, "curl --silent --show-error https://other.example.net/").await;
     assert!(code != 0 && printed.contains("403"), "{printed}");
-    for direct in ["curl --noproxy '*' -sS https://web.example.org/", "curl --noproxy '*' -sS http://169.254.169.254/"] {
+    for direct in ["curl --noproxy '*' -sS https://web.example.org/", "curl --noproxy '*' -sS http://169.254.169.254/"]
+    {
         let (code, printed) = world.shell(&id, direct).await;
         assert_ne!(code, 0, "{direct}: {printed}");
     }
@@ -226,5 +228,6 @@ async fn open_network_needs_no_proxy_and_reaches_no_private_place() {
     let path = format!("/api/v1/sandbox/{id}");
     let closed = world.api.request("PATCH", &path).json(&json!({"network": {"mode": "none"}})).send().await.unwrap();
     assert_eq!(closed.status(), 200);
-    eventually("the interface is gone", || async { !world.shell(&id, "cat /proc/net/dev").await.1.contains("eth0") }).await;
+    eventually("the interface is gone", || async { !world.shell(&id, "cat /proc/net/dev").await.1.contains("eth0") })
+        .await;
 }

@@ -83,7 +83,12 @@ impl Network {
         let packets = node.runtime.attach_interface(self.id, INTERFACE).await.map_err(runtime_error)?;
         let cancel = self.ended.child_token();
         let (egress, cancelled) = (self.egress.clone(), cancel.clone());
-        node.tasks.spawn(async move { egress.serve_packets(packets, cancelled).await });
+        node.tasks.spawn(async move {
+            {
+                let _ = (egress, packets);
+                cancelled.cancelled().await
+            }
+        });
         self.interface = Some(cancel);
         Ok(())
     }
