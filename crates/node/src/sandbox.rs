@@ -4,6 +4,7 @@
 
 mod activity;
 mod lease;
+mod network;
 mod owner;
 
 use std::{
@@ -12,9 +13,11 @@ use std::{
     time::Duration,
 };
 
+use cloud_sandbox_egress::Egress;
 use cloud_sandbox_model::{
     Limits, SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, reason},
+    network::NetworkPolicy,
 };
 use cloud_sandbox_proto::{
     agent::v1::{CheckRequest, CheckResponse},
@@ -108,6 +111,10 @@ enum Command {
         timeout_seconds: u32,
         reply: Reply<View>,
     },
+    SetNetwork {
+        policy: NetworkPolicy,
+        reply: Reply<View>,
+    },
     Pause {
         reply: Reply<View>,
     },
@@ -162,6 +169,7 @@ pub(crate) struct Sandbox {
     pub(crate) ended: CancellationToken,
     /// cancelled when nothing of it is left
     pub(crate) finished: CancellationToken,
+    egress: Egress,
     runtime: Arc<dyn Runtime>,
     mailbox: mpsc::UnboundedSender<Command>,
     view: watch::Receiver<View>,
@@ -231,6 +239,11 @@ impl Sandbox {
 
     pub(crate) async fn keep_alive(&self, timeout_seconds: u32) -> Result<View> {
         self.ask(|reply| Command::KeepAlive { timeout_seconds, reply }).await
+    }
+
+    /// Changes what of the network it sees.
+    pub(crate) async fn set_network(&self, policy: NetworkPolicy) -> Result<View> {
+        self.ask(|reply| Command::SetNetwork { policy, reply }).await
     }
 
     pub(crate) async fn pause(&self) -> Result<View> {
@@ -309,6 +322,7 @@ impl Sandbox {
     /// What the sandbox uses. What the host, or an agent that has no time, cannot tell is left out.
     pub(crate) async fn usage(&self) -> v1::SandboxUsage {
         let usage = self.runtime.usage(self.id).await.unwrap_or_default();
+        let traffic = self.egress.traffic();
         // the agent of one that is paused stands still
         let stands = self.view.borrow().state == SandboxState::Paused;
         let answer = if stands { None } else { self.check().await };
@@ -319,7 +333,10 @@ impl Sandbox {
             disk_bytes: answer.map(|answer| answer.disk_used_bytes),
             oom_kills: usage.oom_kills,
             pids_refused: usage.pids_refused,
-            ..v1::SandboxUsage::default()
+            connections_allowed: traffic.allowed,
+            connections_denied: traffic.denied,
+            network_sent_bytes: traffic.sent,
+            network_received_bytes: traffic.received,
         }
     }
 

@@ -16,6 +16,7 @@ mod harness;
 mod interactive;
 mod lifecycle;
 mod limits;
+mod network;
 mod once;
 mod pool;
 mod processes;

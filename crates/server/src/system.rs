@@ -49,6 +49,12 @@ pub async fn workspaces(settings: &Settings, path: &Path) -> anyhow::Result<Arc<
             "failed to open the workspaces in S3 (settings s3_bucket, s3_endpoint, s3_region and s3_access_key_id)",
         )?));
     }
+    if settings.redis_url.is_some() {
+        tracing::warn!(
+            path = %path.display(),
+            "checkpoints lie on each machine's own disk: a session resumes on the machine that saved it only; set s3_bucket"
+        );
+    }
     let opened = FileWorkspaces::open(path).await;
     Ok(Arc::new(opened.with_context(|| format!("failed to open the workspaces in {}", path.display()))?))
 }

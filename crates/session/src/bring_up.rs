@@ -4,7 +4,7 @@ use cloud_sandbox_model::{Error, Result, SandboxId, SessionState};
 use cloud_sandbox_node_client::{missing, within};
 use cloud_sandbox_proto::{
     node::v1 as node,
-    v1::{self, AcquireSandboxRequest, NetworkPolicy, PauseDepth, ResumeManifest},
+    v1::{self, AcquireSandboxRequest, PauseDepth, ResumeManifest},
 };
 use cloud_sandbox_rpc::{CallContext, from_status};
 use cloud_sandbox_storage::{CheckpointRecord, SessionRecord};
@@ -17,7 +17,7 @@ use crate::{
     life::{Sessions, now},
     pilot::{FIRST_LEASE, Pilot},
     steps::Step,
-    wire::limits_message,
+    wire::{limits_message, network_message},
 };
 
 /// The lease of a running session's sandbox, in seconds: the longest there is, renewed by the keeper.
@@ -170,7 +170,7 @@ fn request(record: &SessionRecord) -> AcquireSandboxRequest {
         metadata: record.metadata.clone().into_iter().collect(),
         limits: details.limits.map(limits_message),
         request_id: format!("{}-{}", record.id, details.acquires),
-        network: None::<NetworkPolicy>,
+        network: Some(network_message(&details.network)),
     }
 }
 

@@ -362,6 +362,11 @@ pub(crate) async fn details_are_kept(store: &dyn SessionStore) {
     let odd = "\0 \u{1}0 ü".to_owned();
     let details = SessionDetails {
         env: BTreeMap::from([("A".into(), odd.clone())]),
+        network: WantedNetwork {
+            mode: "egress".into(),
+            allow: vec!["*.example.org:*".into()],
+            deny: vec!["a.example.org".into(), "10.0.0.0/8".into()],
+        },
         limits: Some(WantedLimits {
             memory_bytes: u64::MAX,
             cpu_millis: 1,

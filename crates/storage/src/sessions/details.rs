@@ -16,6 +16,8 @@ pub struct SessionDetails {
     pub env: BTreeMap<String, String>,
     /// limits other than the template's; a zero is the template's
     pub limits: Option<WantedLimits>,
+    /// what of the network its sandbox sees
+    pub network: WantedNetwork,
     /// how long it may run, in seconds; 0 for ever, as sessions of early versions have it
     pub timeout_seconds: u32,
     /// how long it may be idle, in seconds; 0 for ever
@@ -63,6 +65,16 @@ pub struct WantedLimits {
     pub output_bytes: u64,
     pub execution_seconds: u32,
     pub cpu_weight: u32,
+}
+
+/// A network policy as it was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WantedNetwork {
+    /// the mode's word; empty for the default
+    pub mode: String,
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
 }
 
 /// What happens to a session at a timeout.
