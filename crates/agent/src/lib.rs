@@ -15,6 +15,7 @@ mod service;
 mod snapshot;
 mod status;
 mod tree;
+mod walls;
 mod worker;
 
 pub use process::Children;

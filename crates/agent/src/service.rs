@@ -16,7 +16,7 @@ use crate::{
     process,
     process::{Children, Standstill},
     snapshot::Snapshots,
-    tree,
+    tree, walls,
 };
 
 /// The service, cheap to clone.
@@ -50,8 +50,8 @@ impl AgentService for Agent {
         Ok(Response::new(CheckResponse { version: env!("CARGO_PKG_VERSION").to_owned() }))
     }
 
-    async fn prove_walls(&self, _: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
-        Err(Status::unimplemented("ProveWalls"))
+    async fn prove_walls(&self, request: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
+        Ok(Response::new(ProveWallsResponse { proofs: walls::prove(request.get_ref()) }))
     }
 
     async fn run(&self, request: Request<Streaming<RunRequest>>) -> Result<Response<Self::RunStream>, Status> {

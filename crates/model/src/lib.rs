@@ -4,11 +4,13 @@ pub mod error;
 pub mod id;
 pub mod input;
 pub mod limits;
+pub mod network;
 pub mod sandbox;
 pub mod session;
 
 pub use error::{Error, ErrorKind, Result};
 pub use id::{CheckpointId, ExecutionId, NodeId, SandboxId, SessionId};
 pub use limits::Limits;
+pub use network::{NetworkMode, NetworkPolicy};
 pub use sandbox::SandboxState;
 pub use session::SessionState;

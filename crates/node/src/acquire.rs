@@ -19,7 +19,7 @@ use crate::{
     node::Shared,
     options::Options,
     pool::{Slot, Taken, Way},
-    sandbox::{ClaimKey, EndCause, Lease, Purpose, spawn},
+    sandbox::{ClaimKey, EndCause, Lease, Purpose, limits_of, spawn},
 };
 
 /// A lease unless the caller says otherwise, in seconds.
@@ -108,13 +108,7 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
 
 fn limits(options: &Options, wanted: Option<v1::ResourceLimits>) -> Result<Limits> {
     let Some(wanted) = wanted else { return Ok(options.default_limits) };
-    let wanted = Limits {
-        memory_bytes: wanted.memory_bytes,
-        cpu_millis: wanted.cpu_millis,
-        pids: wanted.pids,
-        disk_bytes: wanted.disk_bytes,
-    };
-    options.default_limits.overlaid(wanted, options.max_limits)
+    options.default_limits.overlaid(limits_of(wanted), options.max_limits)
 }
 
 async fn admit(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
@@ -131,8 +125,9 @@ async fn admit(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
 }
 
 async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
+    let mut fits_warm = wanted.fits_warm;
     for _ in 0..ATTEMPTS {
-        let (taken, warm) = match node.pool.choose(wanted.fits_warm) {
+        let (taken, warm) = match node.pool.choose(fits_warm) {
             Way::Warm(taken) => (taken, true),
             Way::Wait(receiver) => match receiver.await {
                 Ok(taken) => (taken, false),
@@ -156,6 +151,8 @@ async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
             Ok(_) => return Ok(Acquired { sandbox: taken.keep(), warm }),
             // it ended in the pool a moment ago
             Err(error) if warm && error.reason() == reason::SANDBOX_GONE => {}
+            // a fresh one has from the beginning what this host cannot give to one that lives
+            Err(error) if warm && error.reason() == reason::UNSUPPORTED_BY_HOST => fits_warm = false,
             Err(error) => return Err(error),
         }
     }

@@ -32,6 +32,7 @@ mod report;
 mod sandbox;
 mod service;
 mod signals;
+mod walls;
 
 #[cfg(test)]
 mod tests;

@@ -40,6 +40,7 @@ use crate::{
     report::reporter,
     sandbox::{EndCause, Sandbox},
     service::{ContextService, ExecService, FileService, NodeService},
+    walls::Secrets,
 };
 
 /// What the tasks of a node share.
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) workspaces: Arc<dyn WorkspaceStore>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) claims: Claims,
+    /// what of this host its sandboxes may not see
+    pub(crate) secrets: Secrets,
     /// what executions print
     pub(crate) journal: Journal,
     /// sandboxes that have ended, with executions that are kept
@@ -247,9 +250,11 @@ impl Node {
         directory: Arc<dyn Directory>,
         workspaces: Arc<dyn WorkspaceStore>,
     ) -> Result<Self> {
+        let options = options.within_journal();
         options.check()?;
         let (journal, left) = open_journal(options.journal.of_journal()).await?;
         let shared = Arc::new(Shared {
+            secrets: Secrets::of_host(&options),
             pool: Pool::new(options.pool_min, options.pool_max),
             creating: Arc::new(Semaphore::new(options.create_parallelism)),
             options,

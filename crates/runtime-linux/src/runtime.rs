@@ -25,9 +25,6 @@ use crate::{
     template,
 };
 
-/// The most files that one process of a sandbox may have open: with the default limit of processes, less than what hosts
-/// allow all programs together.
-const OPEN_FILES: u64 = 4096;
 /// How long the processes of a sandbox may take to end before they are killed one by one.
 const KILL_AGAIN: Duration = Duration::from_millis(10);
 /// Locked memory is not swapped and not reclaimed; what interpreters lock is little.
@@ -162,15 +159,16 @@ impl Inner {
         }
     }
 
-    /// What no cgroup limits is limited for each process, as far as that goes.
+    /// What holds for each process: what is the same in every sandbox, and what its limits say.
     fn rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
+        let same = [(libc::RLIMIT_CORE, CORE_BYTES), (libc::RLIMIT_MEMLOCK, LOCKED_BYTES), (libc::RLIMIT_MSGQUEUE, 0)];
+        same.into_iter().chain(self.own_rlimits(limits)).collect()
+    }
+
+    /// Open files; and what no cgroup limits is limited for each process, as far as that goes.
+    fn own_rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
         let missing = self.cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
-        let mut rlimits = vec![
-            (libc::RLIMIT_CORE, CORE_BYTES),
-            (libc::RLIMIT_NOFILE, OPEN_FILES),
-            (libc::RLIMIT_MEMLOCK, LOCKED_BYTES),
-            (libc::RLIMIT_MSGQUEUE, 0),
-        ];
+        let mut rlimits = vec![(libc::RLIMIT_NOFILE, u64::from(limits.open_files))];
         if missing.contains(&Controller::Pids) {
             // counted within the user namespace since Linux 5.14
             rlimits.push((libc::RLIMIT_NPROC, u64::from(limits.pids)));
@@ -220,10 +218,16 @@ impl Inner {
     }
 
     fn set_limits(&self, id: SandboxId, limits: &Limits) -> Result<(), RuntimeError> {
-        self.sandbox(id)?;
-        let groups = self.cgroups.as_ref();
-        let groups = groups.ok_or_else(|| RuntimeError::Unsupported("change limits: no cgroups".into()))?;
-        groups.set_limits(id, limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))
+        let sandbox = self.sandbox(id)?;
+        if let Some(groups) = &self.cgroups {
+            groups.set_limits(id, limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))?;
+        }
+        match sandbox.process.limit(&self.own_rlimits(limits)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(RuntimeError::Unsupported("raise a limit of processes that run: only root may".into()))
+            }
+            limited => limited.map_err(|error| RuntimeError::host(format!("limit the processes of {id}"), error)),
+        }
     }
 
     /// Kills what is in the sandbox's group again and again. The end of its first process ends all the others too, but that

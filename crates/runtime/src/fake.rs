@@ -32,6 +32,7 @@ struct State {
     created: usize,
     leftovers: Vec<SandboxId>,
     writable: Option<Vec<PathBuf>>,
+    walls: Vec<&'static str>,
 }
 
 struct Fake {
@@ -88,6 +89,11 @@ impl FakeRuntime {
     /// Says which folders are writable, in place of `/workspace`.
     pub fn set_writable_folders(&self, folders: Vec<PathBuf>) {
         self.state().writable = Some(folders);
+    }
+
+    /// Says which walls its sandboxes have: none until then.
+    pub fn set_walls(&self, walls: Vec<&'static str>) {
+        self.state().walls = walls;
     }
 
     /// Leaves a sandbox of an earlier process for [`Runtime::reclaim`] to find.
@@ -170,7 +176,7 @@ impl Runtime for FakeRuntime {
     }
 
     fn walls(&self) -> Vec<&'static str> {
-        Vec::new()
+        self.state().walls.clone()
     }
 
     async fn ended(&self, id: SandboxId) {

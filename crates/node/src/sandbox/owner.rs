@@ -30,6 +30,7 @@ use crate::{
     executions::Executions,
     node::Shared,
     pool::Slot,
+    walls,
 };
 
 const DESTROY_PAUSE: Duration = Duration::from_millis(100);
@@ -142,6 +143,7 @@ impl Owner {
                 return Err(Error::internal("start a sandbox", "its agent ended before it answered"));
             }
         }
+        walls::prove(&self.node, &self.sandbox).await?;
         if purpose == Purpose::Pool {
             let warmed = contexts::warm(&self.node, &self.sandbox);
             tokio::select! {

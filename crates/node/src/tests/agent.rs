@@ -13,7 +13,7 @@ use cloud_sandbox_proto::{
     agent::v1::{
         CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, Exited, ProveWallsRequest,
         ProveWallsResponse, RunRequest, RunResponse, SignalRequest, SignalResponse, Start, Started,
-        TakeSnapshotRequest, TakeSnapshotResponse,
+        TakeSnapshotRequest, TakeSnapshotResponse, WallProof,
         agent_service_server::{AgentService, AgentServiceServer},
         run_request::Input,
         run_response::Event,
@@ -50,6 +50,8 @@ pub(super) struct Script {
     pub(super) mute: AtomicBool,
     /// starts are taken and not confirmed
     pub(super) loses_starts: AtomicBool,
+    /// what is found of the walls
+    pub(super) proofs: Mutex<Vec<WallProof>>,
     /// what a look at the files is refused with
     pub(super) refusal: Mutex<Option<Status>>,
 }
@@ -97,7 +99,7 @@ impl AgentService for Agent {
     }
 
     async fn prove_walls(&self, _: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
-        Ok(Response::new(ProveWallsResponse::default()))
+        Ok(Response::new(ProveWallsResponse { proofs: self.0.proofs.lock().unwrap().clone() }))
     }
 
     async fn run(&self, request: Request<Streaming<RunRequest>>) -> Result<Response<Self::RunStream>, Status> {

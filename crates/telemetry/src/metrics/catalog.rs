@@ -40,6 +40,11 @@ const CATALOG: &[(Kind, &str, &str)] = &[
     (Gauge, "cloud_sandbox_pool_sandboxes", "Sandboxes of a node, by state."),
     (Gauge, "cloud_sandbox_leases", "Leases in force on a node."),
     (Counter, "cloud_sandbox_sandbox_ended_total", "Sandboxes that ended, by cause."),
+    (
+        Counter,
+        "cloud_sandbox_wall_breaches_total",
+        "Walls that did not hold in a new sandbox, which was destroyed, by wall.",
+    ),
     (Counter, "cloud_sandbox_destroy_failed_total", "Destroys that failed and are tried again."),
     (Counter, "cloud_sandbox_reclaimed_total", "Sandboxes of an earlier process that were destroyed at the start."),
     (Counter, "process_cpu_seconds_total", "CPU time of this process, user and system, in seconds."),
