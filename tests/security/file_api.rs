@@ -252,11 +252,10 @@ fn reads_a_device_without_end(target: &Target) {
         "/proc/kmsg",
     ] {
         refused(target, path, &walled.read(path));
-        refused(
-            target,
-            path,
-            &walled.files_with("POST", "/copy", json!({"source": path, "destination": "/workspace/copied"})),
-        );
+        // a link is copied as the link that it is
+        let (_, copied) =
+            walled.files_with("POST", "/copy", json!({"source": path, "destination": "/workspace/copied"}));
+        assert_ne!(copied["type"], "file", "{GOT_THROUGH}: {copied}");
     }
 }
 
@@ -361,12 +360,12 @@ fn names_files_with_bytes_that_end_names(target: &Target) {
         assert_eq!(walled.write(&path, "mine").0, 200, "{name:?}");
         assert_eq!(walled.read(&path).1["content"], "mine", "{name:?}");
     }
-    assert_eq!(target.shell("ls /workspace | wc -l; ls -A / | grep -c rf"), "10\n0\n");
+    assert_eq!(target.shell("ls -A /workspace | wc -l; ls -A / | grep -c rf"), "10\n0\n");
 }
 
 fn names_files_to_confuse_lists(target: &Target) {
     let walled = target.walled();
-    target.python("os.chdir('/workspace')\nfor name in (b'\\xff\\xfe', b'a\\nb', b'\"},{\"path\":\"/etc/shadow', b'\\x00'.replace(b'\\x00', b'\\x01'), b'<script>'): open(name, 'w').close()");
+    target.python("os.chdir('/workspace')\nfor name in (b'\\xff\\xfe', b'a\\nb', b'\"},{\"path\":\"x', b'\\x01', b'<script>'): open(name, 'w').close()");
     let (status, list) = walled.files("GET", "/list", &[("path", "/workspace")]);
     assert_eq!((status, list["files"].as_array().unwrap().len()), (200, 5), "{list}");
     assert_eq!(walled.files("GET", "/archive", &[("path", "/workspace")]).0, 200);

@@ -38,6 +38,9 @@ attempts![
     types_into_the_hosts_terminal,
     calls_what_no_program_needs,
     takes_contexts_that_the_host_has_few_of,
+    takes_watches_that_the_host_has_few_of,
+    takes_signals_that_the_host_has_few_of,
+    takes_descriptors_in_flight_that_its_user_has_few_of,
 ];
 
 const WALL: &[&str] = &["EPERM", "ENOSYS"];
@@ -286,4 +289,52 @@ fn takes_contexts_that_the_host_has_few_of(target: &Target) {
     );
     let terminals: usize = printed.split(' ').next().unwrap().parse().unwrap();
     assert!(terminals <= 64, "{terminals} terminals, before {before} contexts");
+}
+
+/// Runs something that takes all it can get and keeps it, and gives how much that was.
+fn hoard(target: &Target, sandbox: &str, code: &str) -> u64 {
+    let walled = target.walled();
+    let program = crate::inside::program(&format!(
+        "import struct, time\nready, tell = os.pipe()\nif os.fork() == 0:\n    os.setsid()\n    for fd in (0, 1, 2): os.close(fd)\n    taken = 0\n    \
+         try:\n        while taken < 400000:\n            {}\n            taken += 1\n    except OSError: pass\n    \
+         os.write(tell, str(taken).encode())\n    time.sleep(3600)\nprint(os.read(ready, 9).decode())",
+        code.replace('\n', "\n            ")
+    ));
+    let printed = walled.wait(walled.api.python(sandbox, &program));
+    printed.lines().next().and_then(|line| line.parse().ok()).unwrap_or_else(|| panic!("{printed}"))
+}
+
+/// What is taken is charged to whoever made the sandbox's user namespace, too.
+fn takes_watches_that_the_host_has_few_of(target: &Target) {
+    let walled = target.walled();
+    let neighbour = walled.neighbour();
+    let taken = hoard(target, &walled.id, "call('inotify_init1', 0)");
+    assert!(taken > 4, "{taken}: programs watch files");
+    assert!(neighbour.python("print('watching', call('inotify_init1', 0))").contains("watching"), "after {taken}");
+    assert!(taken <= 64, "{taken} instances of the 128 that the host's user has");
+}
+
+fn takes_signals_that_the_host_has_few_of(target: &Target) {
+    let walled = target.walled();
+    let neighbour = walled.neighbour();
+    let queue = "if taken == 0: import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [40])\n\
+                 call('rt_sigqueueinfo', os.getpid(), 40, struct.pack('iii', 40, 0, -1) + bytes(116))";
+    let taken = hoard(target, &walled.id, queue);
+    let timer = "print('ticking', call('timer_create', 1, 0, ctypes.byref(ctypes.c_int())))";
+    assert!(neighbour.python(timer).contains("ticking"), "after {taken}");
+    assert!(taken <= 4096, "{taken} signals");
+}
+
+/// With as many in flight as a process may have open, nobody of the user's may send more (unix(7)). The node sends some to
+/// whatever builds a sandbox.
+fn takes_descriptors_in_flight_that_its_user_has_few_of(target: &Target) {
+    let walled = target.walled();
+    let id = walled.acquire(serde_json::json!({"limits": {"open_files": 65536}}));
+    let send = "if taken == 0: import array; kept = []\n\
+                kept.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))\n\
+                kept[-1][0].setblocking(False)\n\
+                try:\n    while True: kept[-1][0].sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [kept[-1][1].fileno()] * 250))])\n\
+                except BlockingIOError: pass";
+    hoard(target, &id, send);
+    walled.neighbour().assert_answers();
 }

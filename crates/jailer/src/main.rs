@@ -4,6 +4,7 @@ mod control;
 mod fault;
 mod namespaces;
 mod privileges;
+mod quotas;
 mod rootfs;
 
 use std::{

@@ -13,6 +13,7 @@ mod cgroup;
 mod ids;
 mod launch;
 mod programs;
+mod rlimits;
 mod runtime;
 mod sandbox;
 mod seccomp;
