@@ -7,6 +7,7 @@ mod bad_input;
 mod chaos;
 mod command_line;
 mod contexts;
+mod egress;
 mod execute;
 mod executions;
 mod file_service;

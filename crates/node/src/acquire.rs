@@ -1,6 +1,6 @@
 //! Acquire: from a request to a sandbox that is its owner's.
 
-use std::{sync::Arc, time::Duration, time::SystemTime};
+use std::{collections::HashMap, sync::Arc, time::Duration, time::SystemTime};
 
 use cloud_sandbox_model::{
     Limits,
@@ -8,7 +8,7 @@ use cloud_sandbox_model::{
     input::Violations,
 };
 use cloud_sandbox_proto::{node::v1::Owner, v1};
-use cloud_sandbox_rpc::{from_status, to_status};
+use cloud_sandbox_rpc::{from_status, network_policy, to_status};
 use cloud_sandbox_runtime::HOST_TEMPLATE;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -77,9 +77,7 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
     violations.env("env", &request.env);
     violations.metadata("metadata", &request.metadata);
     violations.request_id("request_id", &request.request_id);
-    let mode = request.network.unwrap_or_default().mode;
-    let known = v1::NetworkMode::try_from(mode).is_ok();
-    violations.check(known, "network.mode", "must be none: a sandbox sees nothing of the network but its own loopback");
+    let network = violations.take(network_policy("network", request.network.as_ref())).unwrap_or_default();
     let limits = violations.take(limits(options, request.limits)).unwrap_or(options.default_limits);
     violations.finish()?;
     if !request.template.is_empty() && request.template != HOST_TEMPLATE {
@@ -98,6 +96,8 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
         env: request.env,
         metadata: request.metadata.into_iter().collect(),
         limits,
+        network,
+        proxy: HashMap::new(),
         length,
         acquired_at,
         expires_at: acquired_at + length,

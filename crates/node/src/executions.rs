@@ -157,7 +157,8 @@ pub(crate) fn execute(
     // what runs on when nobody waits for it is bound by the lease alone
     let seconds = (mode != Mode::Background && !detached).then_some(execution_seconds);
     let bounds = Bounds { mode, seconds };
-    let Plan { what, mut head } = Plan::new(request, (sandbox.id, id), &lease.env, &sandbox.template, bounds)?;
+    let Plan { what, mut head } =
+        Plan::new(request, (sandbox.id, id), &lease.environment(), &sandbox.template, bounds)?;
     head.fingerprint = fingerprint;
     let beginning = Beginning { id, head, stdin: what.stdin(), output_bytes };
     let execution = match sandbox.executions.begin(beginning, || lease.owned(&sandbox.template))? {

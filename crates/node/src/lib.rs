@@ -27,6 +27,7 @@ mod keeper;
 mod languages;
 mod node;
 mod options;
+mod own_addresses;
 mod pool;
 mod report;
 mod sandbox;

@@ -4,6 +4,7 @@
 
 mod activity;
 mod lease;
+mod network;
 mod owner;
 
 use std::{
@@ -14,9 +15,11 @@ use std::{
     },
 };
 
+use cloud_sandbox_egress::Egress;
 use cloud_sandbox_model::{
     Limits, SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, reason},
+    network::NetworkPolicy,
 };
 use cloud_sandbox_proto::v1;
 use cloud_sandbox_runtime::{Runtime, RuntimeError};
@@ -96,6 +99,10 @@ enum Command {
         timeout_seconds: u32,
         reply: Reply<View>,
     },
+    SetNetwork {
+        policy: NetworkPolicy,
+        reply: Reply<View>,
+    },
     Pause {
         reply: Reply<View>,
     },
@@ -150,6 +157,7 @@ pub(crate) struct Sandbox {
     pub(crate) ended: CancellationToken,
     /// cancelled when nothing of it is left
     pub(crate) finished: CancellationToken,
+    egress: Egress,
     runtime: Arc<dyn Runtime>,
     mailbox: mpsc::UnboundedSender<Command>,
     view: watch::Receiver<View>,
@@ -219,6 +227,11 @@ impl Sandbox {
 
     pub(crate) async fn keep_alive(&self, timeout_seconds: u32) -> Result<View> {
         self.ask(|reply| Command::KeepAlive { timeout_seconds, reply }).await
+    }
+
+    /// Changes what of the network it sees.
+    pub(crate) async fn set_network(&self, policy: NetworkPolicy) -> Result<View> {
+        self.ask(|reply| Command::SetNetwork { policy, reply }).await
     }
 
     pub(crate) async fn pause(&self) -> Result<View> {

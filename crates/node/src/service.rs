@@ -16,7 +16,7 @@ use cloud_sandbox_proto::{
     },
     v1,
 };
-use cloud_sandbox_rpc::{to_status, upstream::MESSAGE_MAX};
+use cloud_sandbox_rpc::{network_policy, to_status, upstream::MESSAGE_MAX};
 use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::{field, instrument};
@@ -73,6 +73,13 @@ impl NodeService {
         violations.range("timeout_seconds", &request.timeout_seconds, &0, &acquire::TIMEOUT_MAX);
         violations.finish()?;
         let view = sandbox.keep_alive(request.timeout_seconds).await?;
+        sandbox.describe_view(&view, &self.node.options)
+    }
+
+    async fn update(&self, request: &node::UpdateSandboxRequest) -> Result<v1::Sandbox> {
+        let sandbox = self.find(&request.sandbox_id)?;
+        let policy = network_policy("network", request.network.as_ref())?;
+        let view = sandbox.set_network(policy).await?;
         sandbox.describe_view(&view, &self.node.options)
     }
 
@@ -135,8 +142,12 @@ impl node_service_server::NodeService for NodeService {
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
-    async fn update_sandbox(&self, _: Request<node::UpdateSandboxRequest>) -> Answer<node::UpdateSandboxResponse> {
-        Err(Status::unimplemented("UpdateSandbox"))
+    async fn update_sandbox(
+        &self,
+        request: Request<node::UpdateSandboxRequest>,
+    ) -> Answer<node::UpdateSandboxResponse> {
+        let sandbox = Some(self.update(request.get_ref()).await.map_err(to_status)?);
+        Ok(Response::new(node::UpdateSandboxResponse { sandbox }))
     }
 
     #[instrument(skip_all, fields(sandbox_id))]

@@ -12,6 +12,7 @@ pub mod doctor;
 mod cgroup;
 mod ids;
 mod launch;
+mod network;
 mod programs;
 mod rlimits;
 mod runtime;

@@ -10,9 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cloud_sandbox_jailer::{IdMap, Root, Spec};
+use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
 use cloud_sandbox_model::{Limits, SandboxId};
-use cloud_sandbox_runtime::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage, walls};
+use cloud_sandbox_runtime::{
+    BoxedPackets, BoxedStream, HOST_TEMPLATE, Interface, Port, Runtime, RuntimeError, SandboxSpec, Usage, walls,
+};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -20,7 +22,7 @@ use crate::{
     doctor::{Check, Loss},
     ids::{IdRanges, USER},
     launch::Launcher,
-    rlimits,
+    network, rlimits,
     sandbox::{Process, Sandbox, Socket},
     seccomp::Filters,
     template,
@@ -130,7 +132,7 @@ impl Inner {
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
         let spec = self.jail(id, ids, &limits);
-        match self.launcher.launch(&spec, listener, &self.filters.programs).await {
+        match self.launcher.launch(spec, listener, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
                 if let Err(error) = blocking(self, move |inner| inner.remove_group(id)).await {
@@ -292,6 +294,21 @@ impl Runtime for LinuxRuntime {
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
         self.inner.sandbox(id)?;
         Ok(self.inner.cgroups.as_ref().map_or_else(Usage::default, |groups| groups.usage(id)))
+    }
+
+    async fn listen(&self, id: SandboxId, port: u16) -> Result<Port, RuntimeError> {
+        let process = self.inner.sandbox(id)?.process.clone();
+        let (number, listener) = self.inner.launcher.make(&Order::Listen { port }, &process).await?;
+        let listener = network::listener(listener, process);
+        let listener = listener.map_err(|error| RuntimeError::host(format!("listen in sandbox {id}"), error))?;
+        Ok(Port { number, listener })
+    }
+
+    async fn attach_interface(&self, id: SandboxId, interface: Interface) -> Result<BoxedPackets, RuntimeError> {
+        network::available()?;
+        let process = self.inner.sandbox(id)?.process.clone();
+        let (_, packets) = self.inner.launcher.make(&network::order(interface), &process).await?;
+        network::packets(packets).map_err(|error| RuntimeError::host(format!("attach sandbox {id}"), error))
     }
 
     fn walls(&self) -> Vec<&'static str> {

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::{fs::OpenOptionsExt, net::UnixListener},
     },
     path::Path,
@@ -64,6 +64,11 @@ impl Process {
             send.send_replace(true);
         });
         Ok(Self { pid, fd, ended })
+    }
+
+    /// The descriptor that names it.
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     /// Ends the process and, as it is the first of its PID namespace, all processes there.

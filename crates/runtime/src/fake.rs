@@ -10,9 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{Limits, SandboxId};
-use tokio::{io::DuplexStream, sync::watch};
+use tokio::{io::DuplexStream, net::TcpListener, sync::watch};
 
-use crate::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage};
+use crate::{BoxedStream, HOST_TEMPLATE, Listener, Port, Runtime, RuntimeError, SandboxSpec, Usage};
 
 /// Serves one connection as the agent of a sandbox.
 pub type Agent = Arc<dyn Fn(SandboxId, DuplexStream) + Send + Sync>;
@@ -127,6 +127,22 @@ impl State {
     }
 }
 
+struct FakeListener {
+    listener: TcpListener,
+    alive: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Listener for FakeListener {
+    async fn accept(&mut self) -> io::Result<BoxedStream> {
+        tokio::select! {
+            accepted = self.listener.accept() => Ok(Box::new(accepted?.0)),
+            // an error means that the sandbox was destroyed
+            _ = self.alive.wait_for(|alive| !alive) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
 #[async_trait]
 impl Runtime for FakeRuntime {
     fn name(&self) -> &'static str {
@@ -173,6 +189,15 @@ impl Runtime for FakeRuntime {
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
         self.operate("usage", id, |fake| fake.usage)
+    }
+
+    /// A port of the host's loopback stands for one of the sandbox's.
+    async fn listen(&self, id: SandboxId, _port: u16) -> Result<Port, RuntimeError> {
+        let alive = self.operate("listen", id, |fake| fake.alive.subscribe())?;
+        let bound = TcpListener::bind("127.0.0.1:0").await;
+        let listener = bound.map_err(|error| RuntimeError::host("listen", error))?;
+        let number = listener.local_addr().map_err(|error| RuntimeError::host("listen", error))?.port();
+        Ok(Port { number, listener: Box::new(FakeListener { listener, alive }) })
     }
 
     fn walls(&self) -> Vec<&'static str> {

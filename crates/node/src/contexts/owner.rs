@@ -267,7 +267,7 @@ impl Owner {
     async fn begin(&mut self) -> Result<Interpreter> {
         let context = &self.context;
         let lease = self.sandbox.view().lease;
-        let given = lease.as_ref().map(|lease| lease.env.clone()).unwrap_or_default();
+        let given = lease.as_ref().map(|lease| lease.environment()).unwrap_or_default();
         let mut env = environment(&given, context.env.clone());
         context.kernel.prepare(&mut env, &context.cwd);
         self.generation += 1;
@@ -330,7 +330,7 @@ impl Owner {
             view.state = ContextState::Busy;
             view.running = true;
         });
-        let document = document(&mut waiting, interpreter, &self.sandbox);
+        let document = document(&mut waiting, interpreter, &self.sandbox, &self.context.env);
         let (began, over) = (Instant::now(), CancellationToken::new());
         let turn = Turn {
             sandbox: &self.sandbox,
@@ -464,15 +464,30 @@ async fn next_of(interpreter: Option<&mut Interpreter>) -> Happened {
 }
 
 /// What an interpreter is told to run.
-fn document(waiting: &mut Waiting, interpreter: &mut Interpreter, sandbox: &Sandbox) -> Value {
+fn document(
+    waiting: &mut Waiting,
+    interpreter: &mut Interpreter,
+    sandbox: &Sandbox,
+    own: &HashMap<String, String>,
+) -> Value {
     let job = &mut waiting.job;
-    let mut env = HashMap::new();
-    if !interpreter.is_personal {
-        // it was started before anybody had acquired the sandbox
-        env.extend(sandbox.view().lease.map(|lease| lease.env.clone()).unwrap_or_default());
-        interpreter.is_personal = true;
+    // nothing takes a variable away
+    let mut env: HashMap<String, Option<String>> = HashMap::new();
+    let given = |variables: HashMap<String, String>| variables.into_iter().map(|(name, value)| (name, Some(value)));
+    if let Some(lease) = sandbox.view().lease {
+        if !interpreter.is_personal {
+            // it was started before anybody had acquired the sandbox
+            env.extend(given(lease.environment()));
+            interpreter.is_personal = true;
+        } else if interpreter.proxy != lease.proxy {
+            // the way to the network has changed since; what its owner said of it himself stands
+            let old = std::mem::take(&mut interpreter.proxy).into_keys().map(|name| (name, None));
+            env.extend(old.chain(given(lease.proxy.clone())));
+            env.retain(|name, _| !lease.env.contains_key(name) && !own.contains_key(name));
+        }
+        interpreter.proxy.clone_from(&lease.proxy);
     }
-    env.extend(std::mem::take(&mut job.env));
+    env.extend(given(std::mem::take(&mut job.env)));
     json!({
         "op": "execute",
         "id": waiting.execution.id.to_string(),

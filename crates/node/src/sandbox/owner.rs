@@ -12,6 +12,7 @@ use std::{
 use cloud_sandbox_model::{
     Limits, SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, chain, reason},
+    network::NetworkPolicy,
 };
 use cloud_sandbox_runtime::{HOST_TEMPLATE, SandboxSpec};
 use cloud_sandbox_storage::StorageError;
@@ -22,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, runtime_error};
+use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, network::Network, runtime_error};
 use crate::{
     agent::Agent,
     archive::Archived,
@@ -61,13 +62,16 @@ pub(crate) fn spawn(
     let id = SandboxId::generate();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let (view, watched) = watch::channel(View { state: SandboxState::Creating, lease: None, end: None });
+    let ended = CancellationToken::new();
+    let network = Network::new(node, id, ended.clone());
     let sandbox = Arc::new(Sandbox {
         id,
+        egress: network.egress(),
         template: HOST_TEMPLATE.to_owned(),
         agent: Agent::new(Arc::clone(&node.runtime), id),
         executions: Executions::new(id, node.journal.clone()),
         contexts: Contexts::default(),
-        ended: CancellationToken::new(),
+        ended,
         finished: CancellationToken::new(),
         runtime: Arc::clone(&node.runtime),
         mailbox: commands,
@@ -83,6 +87,7 @@ pub(crate) fn spawn(
         mailbox,
         view,
         limits,
+        network,
         held: false,
         cpu: CpuTime::default(),
     };
@@ -99,6 +104,7 @@ struct Owner {
     mailbox: mpsc::UnboundedReceiver<Command>,
     view: watch::Sender<View>,
     limits: Limits,
+    network: Network,
     /// somebody saves or restores it
     held: bool,
     cpu: CpuTime,
@@ -208,6 +214,10 @@ impl Owner {
                 let renewed = self.keep_alive(timeout_seconds, lease_end).await;
                 let _ = reply.send(renewed);
             }
+            Command::SetNetwork { policy, reply } => {
+                let changed = self.set_network(policy).await;
+                let _ = reply.send(changed);
+            }
             Command::Pause { reply } => {
                 let paused = self.pause().await;
                 let _ = reply.send(paused);
@@ -241,11 +251,15 @@ impl Owner {
     }
 
     /// Makes the sandbox the caller's, findable before it is told.
-    async fn claim(&mut self, lease: Lease) -> Result<Arc<Lease>> {
+    async fn claim(&mut self, mut lease: Lease) -> Result<Arc<Lease>> {
         self.slot.enter(SandboxState::Acquired)?;
         if lease.limits != self.limits {
             self.node.runtime.set_limits(self.sandbox.id, lease.limits).await.map_err(runtime_error)?;
             self.limits = lease.limits;
+        }
+        if lease.network != NetworkPolicy::default() {
+            self.network.apply(&self.node, lease.network.clone()).await?;
+            lease.proxy = self.network.environment();
         }
         self.put(&lease, false).await?;
         let lease = Arc::new(lease);
@@ -269,6 +283,14 @@ impl Owner {
         self.put(&renewed, self.slot.state() == SandboxState::Paused).await?;
         *lease_end = begin + length;
         self.view.send_modify(|view| view.lease = Some(Arc::new(renewed)));
+        Ok(self.view.borrow().clone())
+    }
+
+    async fn set_network(&mut self, policy: NetworkPolicy) -> Result<View> {
+        let lease = self.lease()?;
+        self.network.apply(&self.node, policy.clone()).await?;
+        let changed = Lease { network: policy, proxy: self.network.environment(), ..(*lease).clone() };
+        self.view.send_modify(|view| view.lease = Some(Arc::new(changed)));
         Ok(self.view.borrow().clone())
     }
 

@@ -47,6 +47,12 @@ const CATALOG: &[(Kind, &str, &str)] = &[
     ),
     (Counter, "cloud_sandbox_destroy_failed_total", "Destroys that failed and are tried again."),
     (Counter, "cloud_sandbox_reclaimed_total", "Sandboxes of an earlier process that were destroyed at the start."),
+    (
+        Counter,
+        "cloud_sandbox_network_connections_total",
+        "Connections of sandboxes to the network, by decision and mode.",
+    ),
+    (Counter, "cloud_sandbox_network_bytes_total", "Bytes over connections of sandboxes to the network, by direction."),
     (Counter, "process_cpu_seconds_total", "CPU time of this process, user and system, in seconds."),
     (Gauge, "process_open_fds", "Open file descriptors of this process."),
     (Gauge, "process_resident_memory_bytes", "Resident memory of this process in bytes."),
