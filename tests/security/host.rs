@@ -20,6 +20,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::internet::Internet;
+
 /// The host of one test.
 pub struct Host {
     folder: TempDir,
@@ -27,6 +29,8 @@ pub struct Host {
     pub uid: u32,
     /// what must never be read inside
     pub secret: String,
+    /// what a sandbox with a network may reach
+    pub internet: Internet,
     process: Child,
 }
 
@@ -54,7 +58,7 @@ impl Host {
             .gid(uid)
             .spawn()
             .unwrap();
-        Self { folder, uid, secret, process }
+        Self { folder, uid, secret, internet: Internet::new(), process }
     }
 
     pub fn folder(&self) -> &Path {

@@ -12,6 +12,7 @@ mod api;
 mod archives;
 mod attempt;
 mod bombs;
+mod egress;
 mod file_api;
 mod files;
 #[expect(dead_code, reason = "the black-box tests need more of it")]
@@ -19,6 +20,7 @@ mod files;
 mod harness;
 mod host;
 mod inside;
+mod internet;
 mod kernel;
 mod leftovers;
 mod namespaces;
@@ -45,6 +47,7 @@ const THEMES: &[(&str, &[Attempt])] = &[
     ("api", api::ATTEMPTS),
     ("archives", archives::ATTEMPTS),
     ("bombs", bombs::ATTEMPTS),
+    ("egress", egress::ATTEMPTS),
     ("file_api", file_api::ATTEMPTS),
     ("files", files::ATTEMPTS),
     ("kernel", kernel::ATTEMPTS),

@@ -77,8 +77,13 @@ impl Target {
         let (server, api, id) = tokio.block_on(async {
             let folder = tempfile::tempdir_in(host.folder()).unwrap();
             std::os::unix::fs::chown(folder.path(), Some(host.uid), Some(host.uid)).unwrap();
-            let settings =
-                [("SANDBOX_RUNTIME", runtime.name), ("HOST_SECRET", host.secret.as_str()), ("POOL_MIN_SIZE", "0")];
+            let hosts = host.internet.hosts();
+            let settings = [
+                ("SANDBOX_RUNTIME", runtime.name),
+                ("HOST_SECRET", host.secret.as_str()),
+                ("POOL_MIN_SIZE", "0"),
+                ("CLOUD_SANDBOX_TEST_UPSTREAM", hosts.as_str()),
+            ];
             let server = Server::launched(host.command(BINARY), folder, &settings).await;
             let api = server.user("eve").await;
             let id = api.acquire().await;
