@@ -44,7 +44,7 @@ fn explode(target: &Target, limits: Value, mut bomb: Value) -> Value {
     let walled = target.walled();
     let id = walled.acquire(json!({"limits": limits}));
     let neighbour = walled.neighbour();
-    bomb["timeout_ms"] = json!(1500);
+    bomb["timeout_ms"] = json!(1000);
     bomb["sandbox_id"] = id.as_str().into();
     let (status, answer) = neighbour.answers_during(|| walled.wait(walled.api.post("/api/v1/execute", bomb)));
     assert_eq!(status, 200, "a bomb ends in a clean result: {answer:.2000}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// What every page says.
-pub const PAGE: &str = "a page of the internet";
+const PAGE: &str = "a page of the internet";
 
 /// Hosts by these names, and what they were asked.
 pub struct Internet {

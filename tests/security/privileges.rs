@@ -61,11 +61,18 @@ fn becomes_root(target: &Target) {
 
 fn runs_programs_that_set_the_user_id(target: &Target) {
     let printed = target.shell(
-        "su -c id </dev/null; su root -c id </dev/null; sudo -n id; pkexec id </dev/null; mount -t tmpfs none /tmp; newgrp root </dev/null; \
-         find /usr -xdev -type f -perm /6000 | while read -r file; do findmnt -no OPTIONS -T $file | grep -q nosuid || echo $file may set ids; done; echo tried",
+        "su -c id </dev/null; su root -c id </dev/null; sudo -n id; pkexec id </dev/null; mount -t tmpfs none /tmp; newgrp root </dev/null; echo tried",
     );
-    assert!(printed.contains("tried"), "{printed}");
-    assert!(!printed.contains("uid=0") && !printed.contains("may set ids"), "{printed}");
+    assert!(printed.contains("tried") && !printed.contains("uid=0"), "{printed}");
+    target.refused(
+        "seen = 0\nfor folder in ('/usr/bin', '/usr/sbin', '/usr/lib', '/usr/libexec', '/usr/local/bin'):\n    \
+         for top, _, names in os.walk(folder):\n        \
+         for path in (os.path.join(top, name) for name in names):\n            \
+         if os.path.isfile(path) and os.stat(path).st_mode & 0o6000:\n                \
+         attempt(path, lambda: failed(errno.EPERM, path) if os.statvfs(path).f_flag & os.ST_NOSUID else 'may set ids')\n        \
+         if folder == '/usr/lib': break\n\
+         attempt('usr', lambda: failed(errno.EPERM, 'usr') if os.statvfs('/usr').f_flag & os.ST_NOSUID else 'may set ids')",
+    );
 }
 
 fn makes_a_program_that_sets_the_user_id(target: &Target) {

@@ -23,9 +23,10 @@ const LONG_ENOUGH: Duration = Duration::from_millis(700);
 /// and again. Whatever a step does, it must stay on the attacker's side.
 fn race(target: &Target, to: &str, step: impl Fn(&Walled)) {
     let walled = target.walled();
+    target.shell(&format!("mkdir d; printf mine > d/victim; ln -s {to} l"));
     let attack = format!(
-        "import threading, time\nos.chdir('/workspace')\nos.makedirs('d', exist_ok=True)\nopen('d/victim', 'w').write('mine')\nif not os.path.lexists('l'): os.symlink({to:?}, 'l')\n\
-         RENAME_EXCHANGE = 2\nprint('racing', flush=True)\nend = time.monotonic() + 20\nwhile time.monotonic() < end and not os.path.exists('/tmp/over'):\n    \
+        "import time\nos.chdir('/workspace')\nRENAME_EXCHANGE = 2\nend = time.monotonic() + 20\n\
+         while time.monotonic() < end and not os.path.exists('/tmp/over'):\n    \
          try: call('renameat2', -100, b'd\\0', -100, b'l\\0', RENAME_EXCHANGE)\n    \
          except OSError:\n        \
          if not os.path.lexists('l'): os.symlink({to:?}, 'l')\n        \
