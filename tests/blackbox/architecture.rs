@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node", &["auth", "checkpoint", "egress", "journal", "model", "proto", "rpc", "runtime", "storage"]),
     ("node-client", &["auth", "model", "proto", "rpc", "storage"]),
     ("proto", &[]),
-    ("rpc", &["model"]),
+    ("rpc", &["model", "proto"]),
     ("runtime", &["model"]),
     ("runtime-linux", &["jailer", "model", "runtime"]),
     ("scheduler", &["auth", "model", "node-client", "proto", "rpc", "storage"]),

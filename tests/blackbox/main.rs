@@ -7,6 +7,7 @@ mod bad_input;
 mod chaos;
 mod command_line;
 mod contexts;
+mod egress;
 mod execute;
 mod executions;
 mod file_service;
@@ -21,6 +22,7 @@ mod limits;
 mod postgres;
 #[path = "../setup/postgres.rs"]
 mod postgres_server;
+mod resources;
 #[path = "../setup/s3.rs"]
 mod s3_server;
 mod sandboxes;

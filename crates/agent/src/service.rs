@@ -13,10 +13,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    disk::Disk,
     process,
     process::{Children, Standstill},
     snapshot::Snapshots,
-    tree,
+    tree, walls,
 };
 
 /// The service, cheap to clone.
@@ -47,11 +48,13 @@ impl AgentService for Agent {
     type RunStream = ReceiverStream<Result<RunResponse, Status>>;
 
     async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Ok(Response::new(CheckResponse { version: env!("CARGO_PKG_VERSION").to_owned() }))
+        let Disk { used, full } = Disk::now();
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Response::new(CheckResponse { version, disk_used_bytes: used, disk_full: full }))
     }
 
-    async fn prove_walls(&self, _: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
-        Err(Status::unimplemented("ProveWalls"))
+    async fn prove_walls(&self, request: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
+        Ok(Response::new(ProveWallsResponse { proofs: walls::prove(request.get_ref()) }))
     }
 
     async fn run(&self, request: Request<Streaming<RunRequest>>) -> Result<Response<Self::RunStream>, Status> {

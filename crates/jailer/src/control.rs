@@ -1,28 +1,23 @@
 //! The socket to whoever started the jailer.
 
 use std::{
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use cloud_sandbox_jailer::{DESCRIPTORS, MESSAGE_MAX, Reply, Spec};
+use cloud_sandbox_jailer::{DESCRIPTORS_MAX, MESSAGE_MAX, Order, Reply};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
-    sys::socket::{ControlMessageOwned, MsgFlags, SockType, getsockopt, recvmsg, send, sockopt},
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, SockType, getsockopt, recvmsg, send, sendmsg, sockopt,
+    },
 };
 
 use crate::fault::{Fault, Step};
 
 /// All descriptors of the jailer are here or above, out of the way of those that the agent gets.
 const FIRST_HIGH: RawFd = 16;
-
-/// The descriptors that come with a spec, all high.
-pub struct Descriptors {
-    pub listener: OwnedFd,
-    pub agent: OwnedFd,
-    pub seccomp: OwnedFd,
-}
 
 /// The socket.
 pub struct Control(OwnedFd);
@@ -38,13 +33,13 @@ impl Control {
         duplicate_high(&stdin).map(Self).step(|| "keep the control socket".into())
     }
 
-    /// The spec and its descriptors.
-    pub fn receive(&self) -> Result<(Spec, Descriptors), Fault> {
+    /// The order and its descriptors, all high.
+    pub fn receive(&self) -> Result<(Order, Vec<OwnedFd>), Fault> {
         let mut text = vec![0; MESSAGE_MAX];
-        let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS]);
+        let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
         let mut parts = [IoSliceMut::new(&mut text)];
         let message = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
-            .step(|| "receive the spec".into())?;
+            .step(|| "receive the order".into())?;
         let mut received = Vec::new();
         for part in message.cmsgs().step(|| "receive descriptors".into())? {
             if let ControlMessageOwned::ScmRights(fds) = part {
@@ -56,10 +51,8 @@ impl Control {
             }
         }
         let length = message.bytes;
-        let malformed = || Fault { step: "read the spec".into(), error: Errno::EBADMSG };
-        let spec = serde_json::from_slice(&text[..length]).map_err(|_| malformed())?;
-        let [listener, agent, seccomp]: [OwnedFd; DESCRIPTORS] = received.try_into().map_err(|_| malformed())?;
-        Ok((spec, Descriptors { listener, agent, seccomp }))
+        let order = serde_json::from_slice(&text[..length]).map_err(|_| malformed())?;
+        Ok((order, received))
     }
 
     /// Answers. Whoever does not listen any more needs no answer.
@@ -67,6 +60,19 @@ impl Control {
         let text = serde_json::to_vec(reply).unwrap_or_default();
         let _ = send(self.0.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
     }
+
+    /// The same with a descriptor.
+    pub fn hand_over(&self, reply: &Reply, made: &impl AsRawFd) {
+        let text = serde_json::to_vec(reply).unwrap_or_default();
+        let fds = [made.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let _ = sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&text)], &rights, MsgFlags::MSG_NOSIGNAL, None);
+    }
+}
+
+/// An order that is none, or that lacks its descriptors.
+pub fn malformed() -> Fault {
+    Fault { step: "read the order".into(), error: Errno::EBADMSG }
 }
 
 /// A second descriptor for the same thing with a high number, closed at exec.

@@ -1,18 +1,21 @@
 //! What a runtime tells the jailer, and what it answers.
 //!
-//! The jailer is a small static program. It is started with one end of a sequenced-packet socket as its standard input,
-//! reads one [`Spec`] with three descriptors from it (see [`DESCRIPTORS`]), clones a child into new namespaces that
-//! builds the sandbox around itself and becomes the agent, and ends. The child is the *starter's* child (CLONE_PARENT).
+//! The jailer is a small static program. It is started with one end of a sequenced-packet socket as its standard input, and
+//! reads one [`Order`] with its descriptors from it.
 //!
-//! Answers: one [`Reply::Cloned`], then either [`Reply::Failed`] or the end of the stream: the agent was executed.
+//! [`Order::Build`]: it clones a child into new namespaces that builds the sandbox around itself and becomes the agent, and
+//! ends. The child is the *starter's* child (CLONE_PARENT). Answers: one [`Reply::Cloned`], then either [`Reply::Failed`] or
+//! the end of the stream: the agent was executed.
+//!
+//! [`Order::Listen`] and [`Order::Attach`]: it enters the network of a sandbox that lives, makes what is wanted, and ends. It
+//! answers [`Reply::Made`] with a descriptor, or [`Reply::Failed`].
 
-use std::path::PathBuf;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// How many descriptors come with a [`Spec`]: the agent's listening socket, the agent's program, and the seccomp
-/// programs, one after the other, as arrays of `struct sock_filter`.
-pub const DESCRIPTORS: usize = 3;
+/// The most descriptors that come with an [`Order`].
+pub const DESCRIPTORS_MAX: usize = 3;
 
 /// The longest message either way, in bytes.
 pub const MESSAGE_MAX: usize = 64 * 1024;
@@ -20,7 +23,39 @@ pub const MESSAGE_MAX: usize = 64 * 1024;
 /// The descriptor at which the agent finds its listening socket.
 pub const LISTENER_FD: i32 = 3;
 
-/// Everything that the jailer is told. What is decided is decided by the runtime; the jailer only acts.
+/// What the jailer is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// build a sandbox; three descriptors: the agent's listening socket, the agent's program, and the seccomp programs, one
+    /// after the other, as arrays of `struct sock_filter`
+    Build(Box<Spec>),
+    /// listen on a port of the loopback of a sandbox, or on any other where that is taken; one descriptor: the sandbox's
+    /// first process
+    Listen {
+        /// the port
+        port: u16,
+    },
+    /// give a sandbox a network interface whose packets are read and written elsewhere; one descriptor: the sandbox's first
+    /// process
+    Attach(Interface),
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// its name: `eth0`
+    pub name: String,
+    /// its own address
+    pub address: Ipv4Addr,
+    /// bits of it that are the network's
+    pub prefix: u8,
+    /// where everything is sent that is not in that network
+    pub gateway: Ipv4Addr,
+    /// bytes of the largest packet
+    pub mtu: u16,
+}
+
+/// Everything that the jailer is told of a sandbox to build. What is decided is decided by the runtime; the jailer only acts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// the host name inside
@@ -89,6 +124,11 @@ pub struct Bind {
 pub enum Reply {
     /// the child exists; its process id on the host
     Cloned(i32),
+    /// it is made; comes with its descriptor
+    Made {
+        /// the port that is listened on; 0 of an interface
+        port: u16,
+    },
     /// a step failed; nothing is left
     Failed {
         /// what was tried: `mount proc`

@@ -3,7 +3,9 @@
 mod control;
 mod fault;
 mod namespaces;
+mod network;
 mod privileges;
+mod quotas;
 mod rootfs;
 
 use std::{
@@ -11,14 +13,14 @@ use std::{
     process::ExitCode,
 };
 
-use cloud_sandbox_jailer::{LISTENER_FD, Reply, Spec};
+use cloud_sandbox_jailer::{LISTENER_FD, Order, Reply, Spec};
 use nix::{
     sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
     unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid},
 };
 
 use crate::{
-    control::{Control, Descriptors},
+    control::{Control, malformed},
     fault::{Fault, Step},
 };
 
@@ -39,9 +41,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Clones the sandbox's first process and ends; in the clone it returns only on a fault.
+/// Does what it is told.
 fn jail(control: &Control) -> Result<(), Fault> {
-    let (spec, descriptors) = control.receive()?;
+    let (order, descriptors) = control.receive()?;
+    match order {
+        Order::Build(spec) => build(control, &spec, &Descriptors::of(descriptors)?),
+        Order::Listen { port } => network::listen(control, &only(descriptors)?, port),
+        Order::Attach(interface) => network::attach(control, &only(descriptors)?, &interface),
+    }
+}
+
+/// Clones the sandbox's first process and ends; in the clone it returns only on a fault.
+fn build(control: &Control, spec: &Spec, descriptors: &Descriptors) -> Result<(), Fault> {
     for procs in &spec.cgroup_procs {
         // 0 is whoever writes
         std::fs::write(procs, "0").step(|| format!("join cgroup {}", procs.display()))?;
@@ -51,8 +62,27 @@ fn jail(control: &Control) -> Result<(), Fault> {
             control.send(&Reply::Cloned(child));
             Ok(())
         }
-        namespaces::Side::Sandbox => become_agent(&spec, &descriptors),
+        namespaces::Side::Sandbox => become_agent(spec, descriptors),
     }
+}
+
+/// What a sandbox is built with.
+struct Descriptors {
+    listener: OwnedFd,
+    agent: OwnedFd,
+    seccomp: OwnedFd,
+}
+
+impl Descriptors {
+    fn of(received: Vec<OwnedFd>) -> Result<Self, Fault> {
+        let [listener, agent, seccomp]: [OwnedFd; 3] = received.try_into().map_err(|_| malformed())?;
+        Ok(Self { listener, agent, seccomp })
+    }
+}
+
+fn only(received: Vec<OwnedFd>) -> Result<OwnedFd, Fault> {
+    let [process]: [OwnedFd; 1] = received.try_into().map_err(|_| malformed())?;
+    Ok(process)
 }
 
 fn become_agent(spec: &Spec, descriptors: &Descriptors) -> Result<(), Fault> {

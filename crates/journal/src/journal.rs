@@ -81,6 +81,41 @@ impl Options {
     }
 }
 
+/// How much one log takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// all of it
+    pub log: u64,
+    /// what it may always keep of its beginning and its end
+    pub floor: u64,
+}
+
+impl Bounds {
+    fn new(log: u64, floor: u64) -> Self {
+        let log = log.max(LEAST_LOG_BYTES);
+        Self { log, floor: floor.min(log / 4) }
+    }
+
+    pub fn segment_bytes(self) -> u64 {
+        MOST_SEGMENT_BYTES.min(self.log / 16)
+    }
+
+    /// Of a log that is kept within its floor.
+    pub fn small_segment_bytes(self) -> u64 {
+        self.segment_bytes().min(self.floor / 4)
+    }
+
+    /// The most of a stream in one frame.
+    pub fn piece(self) -> usize {
+        writer::piece_of(self.segment_bytes())
+    }
+
+    /// The most data in one frame: a log must always hold a few.
+    pub fn largest(self) -> usize {
+        MAX_DATA.min((self.log / 8) as usize)
+    }
+}
+
 /// What logs and journal share. Holds the lock file for as long as any of them is there.
 #[derive(Debug)]
 pub(crate) struct Ground {
@@ -99,23 +134,9 @@ impl Ground {
         self.options.dir.join(sandbox.to_string())
     }
 
-    pub fn segment_bytes(&self) -> u64 {
-        MOST_SEGMENT_BYTES.min(self.options.log_bytes / 16)
-    }
-
-    /// Of a log that is kept within its floor.
-    pub fn small_segment_bytes(&self) -> u64 {
-        self.segment_bytes().min(self.options.floor_bytes / 4)
-    }
-
-    /// The most of a stream in one frame.
-    pub fn piece(&self) -> usize {
-        writer::piece_of(self.segment_bytes())
-    }
-
-    /// The most data in one frame: a log must always hold a few.
-    pub fn largest(&self) -> usize {
-        MAX_DATA.min((self.options.log_bytes / 8) as usize)
+    /// Of a log that is to take no more than `bytes`.
+    pub fn bounds(&self, bytes: u64) -> Bounds {
+        Bounds::new(self.options.log_bytes.min(bytes), self.options.floor_bytes)
     }
 
     pub fn bytes(&self) -> u64 {
@@ -203,9 +224,7 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::WouldBlock`] when another process has it open; else what the file system says, also of a folder that
     /// nothing can be written in.
-    pub fn open(mut options: Options) -> io::Result<(Self, Vec<Recovered>)> {
-        options.log_bytes = options.log_bytes.max(LEAST_LOG_BYTES);
-        options.floor_bytes = options.floor_bytes.min(options.log_bytes / 4);
+    pub fn open(options: Options) -> io::Result<(Self, Vec<Recovered>)> {
         let dir = options.dir.clone();
         let unusable = |error| named("the journal cannot be kept in", &dir, &error);
         create_folder(&dir).map_err(unusable)?;
@@ -258,8 +277,20 @@ impl Journal {
     /// [`ErrorKind::AlreadyExists`] for an execution that has a log; [`ErrorKind::InvalidInput`] for a head over 8 MiB
     /// or an eighth of a log; else what the file system says.
     pub fn create(&self, sandbox: SandboxId, execution: ExecutionId, head: &[u8]) -> io::Result<Arc<Log>> {
+        self.create_within(sandbox, execution, head, u64::MAX)
+    }
+
+    /// The same, of a log that takes no more than `bytes` of the disk, where that is less than [`Options::log_bytes`].
+    pub fn create_within(
+        &self,
+        sandbox: SandboxId,
+        execution: ExecutionId,
+        head: &[u8],
+        bytes: u64,
+    ) -> io::Result<Arc<Log>> {
         let ground = &self.0.ground;
-        if head.len() > ground.largest() {
+        let bounds = ground.bounds(bytes);
+        if head.len() > bounds.largest() {
             return Err(io::Error::new(ErrorKind::InvalidInput, "head of a log is too large"));
         }
         let bytes = (SEGMENT_HEADER + FRAME_HEADER + head.len()) as u64;
@@ -278,7 +309,7 @@ impl Journal {
         let log = Arc::new(Log::new(
             (sandbox, execution),
             Bytes::copy_from_slice(head),
-            (Arc::clone(ground), Arc::downgrade(&self.0)),
+            (Arc::clone(ground), Arc::downgrade(&self.0), bounds),
             Writer::new(file),
             Index::new([segment].into(), Place::default(), Place::default()),
         ));

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::{
     index::{End, Index, Progress, Segment, Taken, View},
-    journal::{Ground, Inner},
+    journal::{Bounds, Ground, Inner},
     lock,
     writer::Writer,
 };
@@ -26,6 +26,7 @@ pub struct Log {
     head: Bytes,
     pub(crate) ground: Arc<Ground>,
     pub(crate) journal: Weak<Inner>,
+    pub(crate) bounds: Bounds,
     /// locked before `index`, never after
     pub(crate) writer: Mutex<Writer>,
     index: Mutex<Index>,
@@ -85,7 +86,7 @@ impl Log {
     pub(crate) fn new(
         ids: (SandboxId, ExecutionId),
         head: Bytes,
-        (ground, journal): (Arc<Ground>, Weak<Inner>),
+        (ground, journal, bounds): (Arc<Ground>, Weak<Inner>, Bounds),
         writer: Writer,
         index: Index,
     ) -> Self {
@@ -95,6 +96,7 @@ impl Log {
             head,
             ground,
             journal,
+            bounds,
             writer: Mutex::new(writer),
             index: Mutex::new(index),
             grown: Notify::new(),

@@ -177,7 +177,8 @@ fn recover_log(inner: &Arc<Inner>, sandbox: SandboxId, paths: &Paths<'_>, number
         None => (End::Interrupted, Some(SystemTime::now())),
     };
     inner.ground.took(index.bytes());
-    let shared = (Arc::clone(&inner.ground), Arc::downgrade(inner));
+    // its bounds do not count: it is not written any more
+    let shared = (Arc::clone(&inner.ground), Arc::downgrade(inner), inner.ground.bounds(u64::MAX));
     Ok(Some(Log::new((sandbox, paths.execution), head, shared, Writer::closed(), index)))
 }
 

@@ -42,9 +42,9 @@ impl Inner {
     /// Drops a segment from the middle of the running log that has most to drop, of those that have more than their
     /// floor.
     pub fn drop_elsewhere(&self) -> bool {
-        let floor = self.ground.options.floor_bytes;
         let patience = Some(self.ground.options.reader_patience);
         let droppable = |log: &Arc<Log>| {
+            let floor = log.bounds.floor;
             log.with_index(|index| if index.taken_of(floor) > floor { index.droppable(patience) } else { 0 })
         };
         let candidates = self.running().into_iter().map(|log| (droppable(&log), log));

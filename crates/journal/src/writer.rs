@@ -18,7 +18,6 @@ use bytes::Bytes;
 use crate::{
     frame::{self, FRAME_HEADER, MAX_DATA, SEGMENT_HEADER, SKIP_FRAME, Tag},
     index::{End, Passing, Segment},
-    journal::Options,
     lock,
     log::{Dropped, Log},
     place::Place,
@@ -100,7 +99,7 @@ impl Log {
         if kind == Kind::Event {
             return self.append_piece(Tag::Event, data).await;
         }
-        for piece in data.chunks(self.ground.piece()) {
+        for piece in data.chunks(self.bounds.piece()) {
             self.append_piece(kind.into(), piece).await;
         }
     }
@@ -166,7 +165,7 @@ impl Log {
         if writer.closed {
             return Put::Done;
         }
-        if data.len() > self.ground.largest() {
+        if data.len() > self.bounds.largest() {
             return self.lose(tag, data);
         }
         let small = match self.make_room((SEGMENT_HEADER + SKIP_FRAME + FRAME_HEADER + data.len()) as u64) {
@@ -188,7 +187,7 @@ impl Log {
     }
 
     fn make_room(&self, need: u64) -> Room {
-        while self.with_index(|index| index.bytes()) + need > self.ground.options.log_bytes {
+        while self.with_index(|index| index.bytes()) + need > self.bounds.log {
             match self.drop_oldest(None) {
                 Dropped::Segment => {}
                 Dropped::Held => return Room::Held,
@@ -200,7 +199,7 @@ impl Log {
             if journal.evict_oldest() {
                 continue;
             }
-            let floor = self.ground.options.floor_bytes;
+            let floor = self.bounds.floor;
             let dropped = if self.with_index(|index| index.taken_of(floor)) + need <= floor {
                 Dropped::Nothing
             } else {
@@ -253,7 +252,7 @@ impl Log {
         let (last, written, totals) =
             self.with_index(|index| (index.segments.back().map(|last| last.bytes), index.written, index.totals));
         let size = FRAME_HEADER + data.len();
-        let most = if small { self.ground.small_segment_bytes() } else { self.ground.segment_bytes() };
+        let most = if small { self.bounds.small_segment_bytes() } else { self.bounds.segment_bytes() };
         let fits = |last: &u64| last + size as u64 <= most;
         match (&writer.file, last.filter(fits)) {
             (Some(file), Some(last)) => {
@@ -290,8 +289,7 @@ impl Log {
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
-        let Options { log_bytes, floor_bytes, .. } = self.ground.options;
-        let beginning = if small { floor_bytes } else { log_bytes } / 4;
+        let beginning = if small { self.bounds.floor } else { self.bounds.log } / 4;
         let pinned = number == self.pinned_so_far() && bytes < beginning;
         Ok((
             file,

@@ -1,6 +1,6 @@
 //! Acquire: from a request to a sandbox that is its owner's.
 
-use std::{sync::Arc, time::Duration, time::SystemTime};
+use std::{collections::HashMap, sync::Arc, time::Duration, time::SystemTime};
 
 use cloud_sandbox_model::{
     Limits,
@@ -8,7 +8,7 @@ use cloud_sandbox_model::{
     input::Violations,
 };
 use cloud_sandbox_proto::{node::v1::Owner, v1};
-use cloud_sandbox_rpc::{from_status, to_status};
+use cloud_sandbox_rpc::{from_status, network_policy, to_status};
 use cloud_sandbox_runtime::HOST_TEMPLATE;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -19,7 +19,7 @@ use crate::{
     node::Shared,
     options::Options,
     pool::{Slot, Taken, Way},
-    sandbox::{ClaimKey, EndCause, Lease, Purpose, spawn},
+    sandbox::{ClaimKey, EndCause, Lease, Purpose, limits_of, spawn},
 };
 
 /// A lease unless the caller says otherwise, in seconds.
@@ -77,9 +77,7 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
     violations.env("env", &request.env);
     violations.metadata("metadata", &request.metadata);
     violations.request_id("request_id", &request.request_id);
-    let mode = request.network.unwrap_or_default().mode;
-    let known = v1::NetworkMode::try_from(mode).is_ok();
-    violations.check(known, "network.mode", "must be none: a sandbox sees nothing of the network but its own loopback");
+    let network = violations.take(network_policy("network", request.network.as_ref())).unwrap_or_default();
     let limits = violations.take(limits(options, request.limits)).unwrap_or(options.default_limits);
     violations.finish()?;
     if !request.template.is_empty() && request.template != HOST_TEMPLATE {
@@ -98,6 +96,8 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
         env: request.env,
         metadata: request.metadata.into_iter().collect(),
         limits,
+        network,
+        proxy: HashMap::new(),
         length,
         acquired_at,
         expires_at: acquired_at + length,
@@ -108,13 +108,7 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
 
 fn limits(options: &Options, wanted: Option<v1::ResourceLimits>) -> Result<Limits> {
     let Some(wanted) = wanted else { return Ok(options.default_limits) };
-    let wanted = Limits {
-        memory_bytes: wanted.memory_bytes,
-        cpu_millis: wanted.cpu_millis,
-        pids: wanted.pids,
-        disk_bytes: wanted.disk_bytes,
-    };
-    options.default_limits.overlaid(wanted, options.max_limits)
+    options.default_limits.overlaid(limits_of(wanted), options.max_limits)
 }
 
 async fn admit(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
@@ -131,8 +125,9 @@ async fn admit(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
 }
 
 async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
+    let mut fits_warm = wanted.fits_warm;
     for _ in 0..ATTEMPTS {
-        let (taken, warm) = match node.pool.choose(wanted.fits_warm) {
+        let (taken, warm) = match node.pool.choose(fits_warm) {
             Way::Warm(taken) => (taken, true),
             Way::Wait(receiver) => match receiver.await {
                 Ok(taken) => (taken, false),
@@ -156,6 +151,8 @@ async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
             Ok(_) => return Ok(Acquired { sandbox: taken.keep(), warm }),
             // it ended in the pool a moment ago
             Err(error) if warm && error.reason() == reason::SANDBOX_GONE => {}
+            // a fresh one has from the beginning what this host cannot give to one that lives
+            Err(error) if warm && error.reason() == reason::UNSUPPORTED_BY_HOST => fits_warm = false,
             Err(error) => return Err(error),
         }
     }

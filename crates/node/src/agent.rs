@@ -7,8 +7,8 @@ use bytes::Bytes;
 use cloud_sandbox_model::{SandboxId, error::Error, error::Result};
 use cloud_sandbox_proto::{
     agent::v1::{
-        CheckRequest, RunRequest, RunResponse, SignalRequest, Started, agent_service_client::AgentServiceClient,
-        run_request::Input, run_response::Event,
+        CheckRequest, ProveWallsRequest, RunRequest, RunResponse, SignalRequest, Started, WallProof,
+        agent_service_client::AgentServiceClient, run_request::Input, run_response::Event,
     },
     v1::file_service_client::FileServiceClient,
 };
@@ -162,6 +162,11 @@ impl Agent {
             (Err(_), Some(status)) => Err(Error::internal("reach the agent of a new sandbox", status)),
             (Err(elapsed), None) => Err(Error::internal("reach the agent of a new sandbox", elapsed)),
         }
+    }
+
+    /// Has the agent try what must not be possible in its sandbox.
+    pub(crate) async fn prove_walls(&self, request: ProveWallsRequest) -> Result<Vec<WallProof>, Status> {
+        Ok(self.client().prove_walls(request).await?.into_inner().proofs)
     }
 
     /// Starts a process with its first messages.

@@ -23,6 +23,7 @@ use prost::Message;
 use crate::{
     executions::{Executions, Owned},
     options::Options,
+    sandbox::limits_of,
 };
 
 /// The word for sandboxes whose node's process ended without a word.
@@ -63,7 +64,6 @@ impl Archived {
 
     /// What the directory has of it, until the last of its executions is past its time.
     pub(crate) fn entry(&self, options: &Options) -> SandboxEntry {
-        let limits = self.owned.limits.unwrap_or_default();
         SandboxEntry {
             id: self.id,
             tenant: self.owned.tenant.clone(),
@@ -73,12 +73,8 @@ impl Archived {
             template: self.owned.template.clone(),
             paused: false,
             ended: true,
-            limits: Limits {
-                memory_bytes: limits.memory_bytes,
-                cpu_millis: limits.cpu_millis,
-                pids: limits.pids,
-                disk_bytes: limits.disk_bytes,
-            },
+            // an earlier version did not know all of them, and its sandboxes had the defaults of the others
+            limits: Limits::DEFAULT.with(limits_of(self.owned.limits.unwrap_or_default())),
             metadata: BTreeMap::new(),
             acquired_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.owned.acquired_at),
             expires_at: self.expires_at(options),

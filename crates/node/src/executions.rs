@@ -22,7 +22,7 @@ use std::{sync::Arc, time::Duration};
 
 use cloud_sandbox_journal::Hold;
 use cloud_sandbox_model::{
-    ExecutionId,
+    ExecutionId, Limits,
     error::{Error, Result},
 };
 use cloud_sandbox_proto::v1::ExecuteRequest;
@@ -43,7 +43,7 @@ pub(crate) use record::{Exit, Owned};
 pub(crate) use register::Executions;
 use register::{Beginning, Turn};
 pub(crate) use saved::{again, describe_command};
-use spec::{Mode, Plan, What};
+use spec::{Bounds, Mode, Plan, What};
 pub(crate) use stream::events;
 
 /// Code to be run in a code context, validated but for whether the context is there.
@@ -153,9 +153,14 @@ pub(crate) fn execute(
     let lease = sandbox.usable()?;
     let id = ExecutionId::generate();
     let kept = (mode == Mode::Background || detached).then(|| saved::kept(&request));
-    let Plan { what, mut head } = Plan::new(request, (sandbox.id, id), &lease.env, &sandbox.template, mode)?;
+    let Limits { execution_seconds, output_bytes, .. } = lease.limits;
+    // what runs on when nobody waits for it is bound by the lease alone
+    let seconds = (mode != Mode::Background && !detached).then_some(execution_seconds);
+    let bounds = Bounds { mode, seconds };
+    let Plan { what, mut head } =
+        Plan::new(request, (sandbox.id, id), &lease.environment(), &sandbox.template, bounds)?;
     head.fingerprint = fingerprint;
-    let beginning = Beginning { id, head, stdin: what.stdin() };
+    let beginning = Beginning { id, head, stdin: what.stdin(), output_bytes };
     let execution = match sandbox.executions.begin(beginning, || lease.owned(&sandbox.template))? {
         Turn::Later(earlier) => return Ok(Caller::attached(earlier)),
         Turn::First(execution) => execution,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use cloud_sandbox_model::NetworkMode;
 use cloud_sandbox_proto::v1;
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -12,8 +13,7 @@ pub(crate) fn of_acquire(request: &v1::AcquireSandboxRequest) -> u64 {
     let mut request = request.clone();
     let maps = [std::mem::take(&mut request.env), std::mem::take(&mut request.metadata)];
     // a policy that is not given, or has no mode, is `none`
-    let is_none =
-        |network: &v1::NetworkPolicy| matches!(network.mode(), v1::NetworkMode::Unspecified | v1::NetworkMode::None);
+    let is_none = |network: &v1::NetworkPolicy| NetworkMode::from_number(network.mode) == Some(NetworkMode::None);
     request.network = request.network.filter(|network| !is_none(network));
     let hash = hash(&request, &maps);
     hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))

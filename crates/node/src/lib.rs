@@ -27,11 +27,13 @@ mod keeper;
 mod languages;
 mod node;
 mod options;
+mod own_addresses;
 mod pool;
 mod report;
 mod sandbox;
 mod service;
 mod signals;
+mod walls;
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use cloud_sandbox_egress::Upstream;
 use cloud_sandbox_journal::{Journal, Recovered};
 use cloud_sandbox_model::{
     NodeId, SandboxId,
@@ -36,10 +37,12 @@ use crate::{
     executions::Place,
     keeper::{journal_keeper, pool_keeper},
     options::Options,
+    own_addresses::OwnAddresses,
     pool::Pool,
     report::reporter,
     sandbox::{EndCause, Sandbox},
     service::{ContextService, ExecService, FileService, NodeService},
+    walls::Secrets,
 };
 
 /// What the tasks of a node share.
@@ -51,6 +54,12 @@ pub(crate) struct Shared {
     pub(crate) workspaces: Arc<dyn WorkspaceStore>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) claims: Claims,
+    /// where this host itself is reached, which no sandbox may do
+    pub(crate) own_addresses: OwnAddresses,
+    /// how sandboxes reach the network
+    pub(crate) upstream: Arc<dyn Upstream>,
+    /// what of this host its sandboxes may not see
+    pub(crate) secrets: Secrets,
     /// what executions print
     pub(crate) journal: Journal,
     /// sandboxes that have ended, with executions that are kept
@@ -247,9 +256,15 @@ impl Node {
         directory: Arc<dyn Directory>,
         workspaces: Arc<dyn WorkspaceStore>,
     ) -> Result<Self> {
+        let options = options.within_journal();
         options.check()?;
+        let upstream = cloud_sandbox_egress::from_environment();
+        let upstream = upstream.map_err(|error| Error::internal("read where hosts of tests are", error))?;
         let (journal, left) = open_journal(options.journal.of_journal()).await?;
         let shared = Arc::new(Shared {
+            own_addresses: OwnAddresses::default(),
+            upstream,
+            secrets: Secrets::of_host(&options),
             pool: Pool::new(options.pool_min, options.pool_max),
             creating: Arc::new(Semaphore::new(options.create_parallelism)),
             options,

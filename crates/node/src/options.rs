@@ -126,6 +126,16 @@ impl Options {
         }
     }
 
+    /// The same, with no more output of an execution allowed than the journal keeps of one.
+    pub(crate) fn within_journal(mut self) -> Self {
+        // a journal keeps so much in any case
+        let kept = self.journal.execution_bytes.max(Limits::MIN.output_bytes);
+        for limits in [&mut self.default_limits, &mut self.max_limits] {
+            limits.output_bytes = limits.output_bytes.min(kept);
+        }
+        self
+    }
+
     /// All that contradicts itself.
     pub(crate) fn check(&self) -> Result<()> {
         let mut violations = cloud_sandbox_model::input::Violations::default();

@@ -16,7 +16,7 @@ use cloud_sandbox_proto::{
     },
     v1,
 };
-use cloud_sandbox_rpc::{to_status, upstream::MESSAGE_MAX};
+use cloud_sandbox_rpc::{network_policy, to_status, upstream::MESSAGE_MAX};
 use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::{field, instrument};
@@ -76,6 +76,13 @@ impl NodeService {
         sandbox.describe_view(&view, &self.node.options)
     }
 
+    async fn update(&self, request: &node::UpdateSandboxRequest) -> Result<v1::Sandbox> {
+        let sandbox = self.find(&request.sandbox_id)?;
+        let policy = network_policy("network", request.network.as_ref())?;
+        let view = sandbox.set_network(policy).await?;
+        sandbox.describe_view(&view, &self.node.options)
+    }
+
     async fn pause(&self, id: &str) -> Result<v1::Sandbox> {
         let sandbox = self.find(id)?;
         let view = sandbox.pause().await?;
@@ -129,14 +136,22 @@ impl node_service_server::NodeService for NodeService {
     #[instrument(skip_all, fields(sandbox_id))]
     async fn get_sandbox(&self, request: Request<node::GetSandboxRequest>) -> Answer<node::GetSandboxResponse> {
         let found = self.find(&request.get_ref().sandbox_id).map_err(to_status)?;
-        let sandbox = Some(self.describe(&found).map_err(to_status)?);
+        let mut sandbox = self.describe(&found).map_err(to_status)?;
+        if request.get_ref().with_usage {
+            sandbox.usage = Some(found.usage().await);
+        }
+        let sandbox = Some(sandbox);
         let activity = Some(node::Activity { last_active_time: Some(found.activity().last().into()) });
         Ok(Response::new(node::GetSandboxResponse { sandbox, activity }))
     }
 
     #[instrument(skip_all, fields(sandbox_id))]
-    async fn update_sandbox(&self, _: Request<node::UpdateSandboxRequest>) -> Answer<node::UpdateSandboxResponse> {
-        Err(Status::unimplemented("UpdateSandbox"))
+    async fn update_sandbox(
+        &self,
+        request: Request<node::UpdateSandboxRequest>,
+    ) -> Answer<node::UpdateSandboxResponse> {
+        let sandbox = Some(self.update(request.get_ref()).await.map_err(to_status)?);
+        Ok(Response::new(node::UpdateSandboxResponse { sandbox }))
     }
 
     #[instrument(skip_all, fields(sandbox_id))]

@@ -15,6 +15,8 @@ mod follow;
 mod harness;
 mod interactive;
 mod lifecycle;
+mod limits;
+mod network;
 mod once;
 mod pool;
 mod processes;

@@ -3,10 +3,12 @@
 
 pub mod context;
 pub mod dial;
+pub mod network;
 pub mod status;
 pub mod upstream;
 
 pub use context::CallContext;
 pub use dial::{Dial, LocalDial, RemoteDial};
+pub use network::{network_message, network_policy};
 pub use status::{from_status, to_status};
 pub use upstream::{TransportError, Upstream, connect, in_process};

@@ -83,9 +83,13 @@ impl Service<Request<Body>> for Upstream {
 /// The largest message between services, in bytes: the largest file piece or output with room for its envelope.
 pub const MESSAGE_MAX: usize = 20 * 1024 * 1024;
 
-// Connections are few and local to a cluster; larger windows let one stream fill the link.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// How many calls may be under way over one connection; more wait for their turn.
+pub const STREAMS: u32 = 200;
+/// What one call's stream may be ahead of its reader, in bytes: enough for one stream to fill the link.
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
+/// What all of them may: as much as they can hold together, so that streams which nobody reads hold up no other call. One
+/// connection carries the calls of many callers.
+pub const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 // Each frame costs a system call here and there.
 const FRAME: u32 = 256 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

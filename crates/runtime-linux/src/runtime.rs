@@ -10,9 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cloud_sandbox_jailer::{IdMap, Root, Spec};
+use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
 use cloud_sandbox_model::{Limits, SandboxId};
-use cloud_sandbox_runtime::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage, walls};
+use cloud_sandbox_runtime::{
+    BoxedPackets, BoxedStream, HOST_TEMPLATE, Interface, Port, Runtime, RuntimeError, SandboxSpec, Usage, walls,
+};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -20,23 +22,14 @@ use crate::{
     doctor::{Check, Loss},
     ids::{IdRanges, USER},
     launch::Launcher,
+    network, rlimits,
     sandbox::{Process, Sandbox, Socket},
     seccomp::Filters,
     template,
 };
 
-/// The most files that one process of a sandbox may have open: with the default limit of processes, less than what hosts
-/// allow all programs together.
-const OPEN_FILES: u64 = 4096;
 /// How long the processes of a sandbox may take to end before they are killed one by one.
 const KILL_AGAIN: Duration = Duration::from_millis(10);
-/// Locked memory is not swapped and not reclaimed; what interpreters lock is little.
-const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
-
-/// No core dumps. Not 0, which a `core_pattern` with a pipe ignores: 1 also keeps the host's handler from being started
-/// for a crash in a sandbox (do_coredump of the kernel).
-const CORE_BYTES: u64 = 1;
-
 /// What a [`LinuxRuntime`] can be told.
 pub struct Options {
     /// a folder of this process alone, where sockets have a name for a moment
@@ -59,6 +52,8 @@ struct Inner {
     host: Root,
     ids: IdRanges,
     cgroups: Option<Box<dyn Hierarchy>>,
+    /// how many files this process may have open
+    open_files: u64,
     losses: Vec<Loss>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
 }
@@ -82,6 +77,7 @@ impl LinuxRuntime {
             host: template::host(),
             ids,
             cgroups,
+            open_files: rlimits::raise_open_files().map_err(host("raise the limit of open files"))?,
             losses,
             sandboxes: Mutex::default(),
         };
@@ -136,7 +132,7 @@ impl Inner {
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
         let spec = self.jail(id, ids, &limits);
-        match self.launcher.launch(&spec, listener, &self.filters.programs).await {
+        match self.launcher.launch(spec, listener, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
                 if let Err(error) = blocking(self, move |inner| inner.remove_group(id)).await {
@@ -158,27 +154,14 @@ impl Inner {
             cgroup_procs: self.cgroups.as_ref().map_or_else(Vec::new, |groups| groups.procs(id)),
             root,
             seccomp: self.filters.lengths.clone(),
-            rlimits: self.rlimits(limits),
+            rlimits: rlimits::SAME.into_iter().chain(self.own_rlimits(limits)).collect(),
         }
     }
 
-    /// What no cgroup limits is limited for each process, as far as that goes.
-    fn rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
+    fn own_rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
         let missing = self.cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
-        let mut rlimits = vec![
-            (libc::RLIMIT_CORE, CORE_BYTES),
-            (libc::RLIMIT_NOFILE, OPEN_FILES),
-            (libc::RLIMIT_MEMLOCK, LOCKED_BYTES),
-            (libc::RLIMIT_MSGQUEUE, 0),
-        ];
-        if missing.contains(&Controller::Pids) {
-            // counted within the user namespace since Linux 5.14
-            rlimits.push((libc::RLIMIT_NPROC, u64::from(limits.pids)));
-        }
-        if missing.contains(&Controller::Memory) {
-            rlimits.push((libc::RLIMIT_DATA, limits.memory_bytes));
-        }
-        rlimits
+        let shared = (!self.ids.are_unique()).then_some(self.open_files);
+        rlimits::own(limits, &missing, shared)
     }
 
     /// Makes the socket, in a folder that somebody may have cleaned away.
@@ -220,10 +203,16 @@ impl Inner {
     }
 
     fn set_limits(&self, id: SandboxId, limits: &Limits) -> Result<(), RuntimeError> {
-        self.sandbox(id)?;
-        let groups = self.cgroups.as_ref();
-        let groups = groups.ok_or_else(|| RuntimeError::Unsupported("change limits: no cgroups".into()))?;
-        groups.set_limits(id, limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))
+        let sandbox = self.sandbox(id)?;
+        if let Some(groups) = &self.cgroups {
+            groups.set_limits(id, limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))?;
+        }
+        match sandbox.process.limit(&self.own_rlimits(limits)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(RuntimeError::Unsupported("raise a limit of processes that run: only root may".into()))
+            }
+            limited => limited.map_err(|error| RuntimeError::host(format!("limit the processes of {id}"), error)),
+        }
     }
 
     /// Kills what is in the sandbox's group again and again. The end of its first process ends all the others too, but that
@@ -305,6 +294,21 @@ impl Runtime for LinuxRuntime {
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
         self.inner.sandbox(id)?;
         Ok(self.inner.cgroups.as_ref().map_or_else(Usage::default, |groups| groups.usage(id)))
+    }
+
+    async fn listen(&self, id: SandboxId, port: u16) -> Result<Port, RuntimeError> {
+        let process = self.inner.sandbox(id)?.process.clone();
+        let (number, listener) = self.inner.launcher.make(&Order::Listen { port }, &process).await?;
+        let listener = network::listener(listener, process);
+        let listener = listener.map_err(|error| RuntimeError::host(format!("listen in sandbox {id}"), error))?;
+        Ok(Port { number, listener })
+    }
+
+    async fn attach_interface(&self, id: SandboxId, interface: Interface) -> Result<BoxedPackets, RuntimeError> {
+        network::available()?;
+        let process = self.inner.sandbox(id)?.process.clone();
+        let (_, packets) = self.inner.launcher.make(&network::order(interface), &process).await?;
+        network::packets(packets).map_err(|error| RuntimeError::host(format!("attach sandbox {id}"), error))
     }
 
     fn walls(&self) -> Vec<&'static str> {

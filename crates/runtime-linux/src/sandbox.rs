@@ -1,10 +1,11 @@
 //! What the host keeps for one sandbox: its process, and the socket that its agent listens on.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::{fs::OpenOptionsExt, net::UnixListener},
     },
     path::Path,
@@ -32,6 +33,7 @@ pub struct Sandbox {
 /// A child of this process, by a descriptor that names it and never another.
 #[derive(Clone)]
 pub struct Process {
+    pid: i32,
     fd: Arc<OwnedFd>,
     ended: watch::Receiver<bool>,
 }
@@ -61,7 +63,12 @@ impl Process {
             }
             send.send_replace(true);
         });
-        Ok(Self { fd, ended })
+        Ok(Self { pid, fd, ended })
+    }
+
+    /// The descriptor that names it.
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     /// Ends the process and, as it is the first of its PID namespace, all processes there.
@@ -73,10 +80,57 @@ impl Process {
         }
     }
 
+    /// Limits the process and all that come from it, which are all of its PID namespace, to `rlimits`.
+    pub fn limit(&self, rlimits: &[(u32, u64)]) -> io::Result<()> {
+        // what is started meanwhile may still have the old ones: looked for until nothing new is found
+        let mut limited = BTreeSet::new();
+        loop {
+            if *self.ended.borrow() {
+                return Ok(());
+            }
+            let family = family(self.pid);
+            let fresh: Vec<_> = family.difference(&limited).copied().collect();
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            for pid in fresh {
+                rlimits.iter().try_for_each(|&(resource, value)| limit(pid, resource, value))?;
+                limited.insert(pid);
+            }
+        }
+    }
+
     /// Resolves when the process has ended and is reaped: nothing of its PID namespace runs any more.
     pub async fn ended(&self) {
         // an error means that the reaper is gone, and with it the runtime of this whole process
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+}
+
+/// A process and all its descendants (`/proc/PID/task/TID/children`, proc(5)).
+fn family(pid: i32) -> BTreeSet<i32> {
+    let (mut family, mut unseen) = (BTreeSet::new(), vec![pid]);
+    while let Some(pid) = unseen.pop() {
+        if !family.insert(pid) {
+            continue;
+        }
+        // what ended meanwhile has no children any more
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            unseen.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+    }
+    family
+}
+
+fn limit(pid: i32, resource: u32, value: u64) -> io::Result<()> {
+    let new = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: the new limit is valid, and the old one is not asked for.
+    let result = unsafe { libc::prlimit(pid, resource, &raw const new, std::ptr::null_mut()) };
+    match io::Error::last_os_error() {
+        _ if result == 0 => Ok(()),
+        error if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+        error => Err(error),
     }
 }
 

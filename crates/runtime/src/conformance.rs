@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use cloud_sandbox_model::{Limits, SandboxId};
 use tokio::time::timeout;
 
-use crate::{HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec};
+use crate::{HOST_TEMPLATE, INTERFACE, Runtime, RuntimeError, SandboxSpec};
 
 const SOON: Duration = Duration::from_secs(10);
 const NOT_NOW: Duration = Duration::from_millis(50);
@@ -21,6 +21,8 @@ pub async fn check_all(runtime: Arc<dyn Runtime>) {
     freezing_and_thawing_twice_is_once(&*runtime).await;
     frozen_sandbox_is_destroyed(&*runtime).await;
     limits_change_while_it_lives(&*runtime).await;
+    ports_are_served_until_the_sandbox_ends(&*runtime).await;
+    interface_is_given_and_taken(&*runtime).await;
     many_are_made_and_destroyed_at_once(runtime).await;
 }
 
@@ -111,6 +113,40 @@ async fn limits_change_while_it_lives(runtime: &dyn Runtime) {
         }
     }
     runtime.destroy(id).await.expect("it is destroyed");
+}
+
+async fn ports_are_served_until_the_sandbox_ends(runtime: &dyn Runtime) {
+    const PORT: u16 = 3128;
+    let id = made(runtime).await;
+    match runtime.listen(id, PORT).await {
+        Err(RuntimeError::Unsupported(_)) => {}
+        listening => {
+            let mut first = listening.expect("it listens");
+            let second = runtime.listen(id, PORT).await.expect("it listens twice");
+            assert_ne!(first.number, second.number, "a port that is taken is another");
+            assert!(timeout(NOT_NOW, first.listener.accept()).await.is_err(), "nobody connects");
+            runtime.destroy(id).await.expect("it is destroyed");
+            let ended = timeout(SOON, first.listener.accept()).await.expect("its end is told");
+            assert!(ended.is_err(), "nobody can connect any more");
+        }
+    }
+    runtime.destroy(id).await.expect("it is destroyed");
+    assert!(matches!(
+        runtime.listen(id, PORT).await.map(drop),
+        Err(RuntimeError::Gone(_) | RuntimeError::Unsupported(_))
+    ));
+}
+
+async fn interface_is_given_and_taken(runtime: &dyn Runtime) {
+    let id = made(runtime).await;
+    for _ in 0..2 {
+        match runtime.attach_interface(id, INTERFACE).await {
+            Err(RuntimeError::Unsupported(_)) => {}
+            // dropped, it can be given again
+            attached => drop(attached.expect("it is attached")),
+        }
+    }
+    timeout(SOON, runtime.destroy(id)).await.expect("within its time").expect("it is destroyed");
 }
 
 async fn many_are_made_and_destroyed_at_once(runtime: Arc<dyn Runtime>) {

@@ -10,9 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{Limits, SandboxId};
-use tokio::{io::DuplexStream, sync::watch};
+use tokio::{io::DuplexStream, net::TcpListener, sync::watch};
 
-use crate::{BoxedStream, HOST_TEMPLATE, Runtime, RuntimeError, SandboxSpec, Usage};
+use crate::{BoxedStream, HOST_TEMPLATE, Listener, Port, Runtime, RuntimeError, SandboxSpec, Usage};
 
 /// Serves one connection as the agent of a sandbox.
 pub type Agent = Arc<dyn Fn(SandboxId, DuplexStream) + Send + Sync>;
@@ -29,9 +29,11 @@ pub struct FakeRuntime {
 struct State {
     sandboxes: HashMap<SandboxId, Fake>,
     failing: HashSet<&'static str>,
+    unsupported: HashSet<&'static str>,
     created: usize,
     leftovers: Vec<SandboxId>,
     writable: Option<Vec<PathBuf>>,
+    walls: Vec<&'static str>,
 }
 
 struct Fake {
@@ -53,6 +55,16 @@ impl FakeRuntime {
             state.failing.insert(operation);
         } else {
             state.failing.remove(operation);
+        }
+    }
+
+    /// Makes every later call of `operation` fail for what this host cannot do, or work again.
+    pub fn set_unsupported(&self, operation: &'static str, unsupported: bool) {
+        let mut state = self.state();
+        if unsupported {
+            state.unsupported.insert(operation);
+        } else {
+            state.unsupported.remove(operation);
         }
     }
 
@@ -90,6 +102,11 @@ impl FakeRuntime {
         self.state().writable = Some(folders);
     }
 
+    /// Says which walls its sandboxes have: none until then.
+    pub fn set_walls(&self, walls: Vec<&'static str>) {
+        self.state().walls = walls;
+    }
+
     /// Leaves a sandbox of an earlier process for [`Runtime::reclaim`] to find.
     pub fn leave_behind(&self, id: SandboxId) {
         self.state().leftovers.push(id);
@@ -117,7 +134,26 @@ impl State {
         if self.failing.contains(operation) {
             return Err(RuntimeError::host(operation, io::Error::other("made to fail")));
         }
+        if self.unsupported.contains(operation) {
+            return Err(RuntimeError::Unsupported(operation.to_owned()));
+        }
         Ok(())
+    }
+}
+
+struct FakeListener {
+    listener: TcpListener,
+    alive: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Listener for FakeListener {
+    async fn accept(&mut self) -> io::Result<BoxedStream> {
+        tokio::select! {
+            accepted = self.listener.accept() => Ok(Box::new(accepted?.0)),
+            // an error means that the sandbox was destroyed
+            _ = self.alive.wait_for(|alive| !alive) => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 }
 
@@ -166,11 +202,23 @@ impl Runtime for FakeRuntime {
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
-        self.operate("usage", id, |fake| fake.usage)
+        let state = self.state();
+        state.refuse_if_failing("usage")?;
+        // also of one that has ended and is not destroyed yet
+        state.sandboxes.get(&id).map(|fake| fake.usage).ok_or(RuntimeError::Gone(id))
+    }
+
+    /// A port of the host's loopback stands for one of the sandbox's.
+    async fn listen(&self, id: SandboxId, _port: u16) -> Result<Port, RuntimeError> {
+        let alive = self.operate("listen", id, |fake| fake.alive.subscribe())?;
+        let bound = TcpListener::bind("127.0.0.1:0").await;
+        let listener = bound.map_err(|error| RuntimeError::host("listen", error))?;
+        let number = listener.local_addr().map_err(|error| RuntimeError::host("listen", error))?.port();
+        Ok(Port { number, listener: Box::new(FakeListener { listener, alive }) })
     }
 
     fn walls(&self) -> Vec<&'static str> {
-        Vec::new()
+        self.state().walls.clone()
     }
 
     async fn ended(&self, id: SandboxId) {

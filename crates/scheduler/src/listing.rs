@@ -57,7 +57,10 @@ fn sandbox(entry: SandboxEntry) -> Sandbox {
             cpu_millis: entry.limits.cpu_millis,
             pids: entry.limits.pids,
             disk_bytes: entry.limits.disk_bytes,
-            ..Default::default()
+            open_files: entry.limits.open_files,
+            output_bytes: entry.limits.output_bytes,
+            execution_seconds: entry.limits.execution_seconds,
+            cpu_weight: entry.limits.cpu_weight,
         }),
         metadata: entry.metadata.into_iter().collect(),
         create_time: Some(entry.acquired_at.into()),

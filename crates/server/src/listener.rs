@@ -7,6 +7,7 @@ use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, extract::ConnectInfo};
+use cloud_sandbox_rpc::upstream::{CONNECTION_WINDOW, STREAM_WINDOW, STREAMS};
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -29,9 +30,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client that has vanished is noticed after the interval and the timeout together.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// As rpc's clients have them: one stream may fill the link.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// What a caller may send in one piece: each costs a system call here and there, which is what a large upload waits for.
 const FRAME: u32 = 256 * 1024;
 /// Out of descriptors, accepting again at once would only burn the CPU.
@@ -129,6 +127,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS)
         .max_frame_size(FRAME);
     builder
 }

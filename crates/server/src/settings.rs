@@ -84,6 +84,8 @@ pub struct Settings {
     pub pool_min_size: u32,
     pub pool_max_size: u32,
     pub sandbox_limits: Limits,
+    /// the most that a caller may ask for; `output_bytes` is `journal_execution_bytes`
+    pub sandbox_limits_max: Limits,
     pub sandbox_runtime: String,
     pub require_isolation: bool,
     pub warm_contexts: Vec<String>,
@@ -221,6 +223,11 @@ pub fn resolve(mode: Mode, host: &Host, given: &Given<'_>) -> Result<Resolved, F
     if resolved.source("sandbox_disk_bytes") == Source::Default {
         // whoever asks for less memory alone wants a sandbox that fits into it
         resolved.settings.sandbox_limits = resolved.settings.sandbox_limits.with_disk_within_memory();
+    }
+    let kept = resolved.settings.journal_execution_bytes;
+    resolved.settings.sandbox_limits_max.output_bytes = kept;
+    if resolved.source("sandbox_output_bytes") == Source::Default {
+        resolved.settings.sandbox_limits.output_bytes = kept;
     }
     // what is broken by itself would only be reported a second time
     let broken: Vec<_> = faults.iter().map(|fault| fault.setting.clone()).collect();

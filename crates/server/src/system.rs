@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use cloud_sandbox_auth::{ServiceIdentity, Tokens};
 use cloud_sandbox_exec::{ContextService, ExecService, FileService};
-use cloud_sandbox_model::{Limits, NodeId};
+use cloud_sandbox_model::NodeId;
 use cloud_sandbox_node::{Node, Options as NodeOptions};
 use cloud_sandbox_rpc::{Dial, LocalDial, RemoteDial, Upstream, upstream::BoxError};
 use cloud_sandbox_runtime::Runtime;
@@ -49,6 +49,12 @@ pub async fn workspaces(settings: &Settings, path: &Path) -> anyhow::Result<Arc<
             "failed to open the workspaces in S3 (settings s3_bucket, s3_endpoint, s3_region and s3_access_key_id)",
         )?));
     }
+    if settings.redis_url.is_some() {
+        tracing::warn!(
+            path = %path.display(),
+            "checkpoints lie on each machine's own disk: a session resumes on the machine that saved it only; set s3_bucket"
+        );
+    }
     let opened = FileWorkspaces::open(path).await;
     Ok(Arc::new(opened.with_context(|| format!("failed to open the workspaces in {}", path.display()))?))
 }
@@ -84,7 +90,7 @@ pub async fn node(
     let mut options = NodeOptions::new(NodeId::generate(), address, journal_dir);
     options.pool_min = settings.pool_min_size as usize;
     options.pool_max = settings.pool_max_size as usize;
-    options.max_limits = most_of_this_host();
+    options.max_limits = settings.sandbox_limits_max;
     options.default_limits = settings.sandbox_limits;
     options.warm_contexts.clone_from(&settings.warm_contexts);
     options.journal.retention = Duration::from_secs(settings.journal_retention_seconds.into());
@@ -99,27 +105,6 @@ pub async fn node(
         tracing::warn!("the node has not reported itself yet; it gets no calls until it has");
     }
     Ok(node)
-}
-
-/// What one sandbox may ask for at most: no more memory and CPU than there is.
-fn most_of_this_host() -> Limits {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-    let memory = memory_bytes().unwrap_or(Limits::MAX.memory_bytes);
-    Limits {
-        // a small machine still takes what a sandbox has by default
-        memory_bytes: memory.clamp(Limits::DEFAULT.memory_bytes, Limits::MAX.memory_bytes),
-        cpu_millis: cores.saturating_mul(1000).clamp(Limits::DEFAULT.cpu_millis, Limits::MAX.cpu_millis),
-        disk_bytes: memory.clamp(Limits::DEFAULT.disk_bytes, Limits::MAX.disk_bytes),
-        ..Limits::MAX
-    }
-}
-
-/// The machine's memory, from `MemTotal` in kB (proc_meminfo(5)).
-fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// Resolves when the directory knows the node.

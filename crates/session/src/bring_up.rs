@@ -4,7 +4,7 @@ use cloud_sandbox_model::{Error, Result, SandboxId, SessionState};
 use cloud_sandbox_node_client::{missing, within};
 use cloud_sandbox_proto::{
     node::v1 as node,
-    v1::{self, AcquireSandboxRequest, NetworkPolicy, PauseDepth, ResourceLimits, ResumeManifest},
+    v1::{self, AcquireSandboxRequest, PauseDepth, ResumeManifest},
 };
 use cloud_sandbox_rpc::{CallContext, from_status};
 use cloud_sandbox_storage::{CheckpointRecord, SessionRecord};
@@ -17,6 +17,7 @@ use crate::{
     life::{Sessions, now},
     pilot::{FIRST_LEASE, Pilot},
     steps::Step,
+    wire::{limits_message, network_message},
 };
 
 /// The lease of a running session's sandbox, in seconds: the longest there is, renewed by the keeper.
@@ -167,15 +168,9 @@ fn request(record: &SessionRecord) -> AcquireSandboxRequest {
         timeout_seconds: FIRST_LEASE,
         env: details.env.clone().into_iter().collect(),
         metadata: record.metadata.clone().into_iter().collect(),
-        limits: details.limits.map(|limits| ResourceLimits {
-            memory_bytes: limits.memory_bytes,
-            cpu_millis: limits.cpu_millis,
-            pids: limits.pids,
-            disk_bytes: limits.disk_bytes,
-            ..ResourceLimits::default()
-        }),
+        limits: details.limits.map(limits_message),
         request_id: format!("{}-{}", record.id, details.acquires),
-        network: None::<NetworkPolicy>,
+        network: Some(network_message(&details.network)),
     }
 }
 

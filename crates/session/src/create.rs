@@ -11,11 +11,11 @@ use cloud_sandbox_model::{
     error::reason,
     input::{TEMPLATE_DEFAULT, Violations},
 };
-use cloud_sandbox_proto::v1::{CreateSessionRequest, NetworkMode, ResourceLimits};
-use cloud_sandbox_rpc::CallContext;
+use cloud_sandbox_proto::v1::{CreateSessionRequest, ResourceLimits};
+use cloud_sandbox_rpc::{CallContext, network_policy};
 use cloud_sandbox_storage::{
     CheckpointRecord, SessionRecord, StorageError,
-    sessions::{Inserted, SessionDetails, WantedLimits},
+    sessions::{Inserted, SessionDetails, WantedLimits, WantedNetwork},
 };
 use sha2::{Digest, Sha256};
 
@@ -27,6 +27,7 @@ use crate::{
     pilot::Pilot,
     steps::Step,
     timeouts::{self, TIMEOUT_DEFAULT},
+    wire::wanted_network,
 };
 
 /// How long a retry of a create whose outcome nobody knows may take to come.
@@ -45,10 +46,7 @@ impl Sessions {
         violations.metadata("metadata", &request.metadata);
         violations.env("env", &request.env);
         violations.template("template", &request.template);
-        let network = request.network.clone().unwrap_or_default();
-        let known = matches!(network.mode(), NetworkMode::None | NetworkMode::Unspecified)
-            && NetworkMode::try_from(network.mode).is_ok();
-        violations.check(known, "network.mode", "must be none: this runtime has no other network");
+        violations.take(network_policy("network", request.network.as_ref()));
         timeouts::check(
             &mut violations,
             Some(request.timeout_seconds).filter(|seconds| *seconds != 0),
@@ -61,6 +59,7 @@ impl Sessions {
         let details = SessionDetails {
             env: request.env.clone().into_iter().collect(),
             limits: request.limits.map(wanted),
+            network: wanted_network(request.network.as_ref()),
             timeout_seconds: if request.timeout_seconds == 0 { TIMEOUT_DEFAULT } else { request.timeout_seconds },
             idle_timeout_seconds: request.idle_timeout_seconds,
             on_timeout: on_timeout.flatten().unwrap_or_default(),
@@ -86,6 +85,7 @@ impl Sessions {
             forked_from: Some(of.id),
             env: of.details.env,
             limits: of.details.limits,
+            network: of.details.network,
             timeout_seconds: of.details.timeout_seconds,
             idle_timeout_seconds: of.details.idle_timeout_seconds,
             on_timeout: of.details.on_timeout,
@@ -295,6 +295,10 @@ fn wanted(limits: ResourceLimits) -> WantedLimits {
         cpu_millis: limits.cpu_millis,
         pids: limits.pids,
         disk_bytes: limits.disk_bytes,
+        open_files: limits.open_files,
+        output_bytes: limits.output_bytes,
+        execution_seconds: limits.execution_seconds,
+        cpu_weight: limits.cpu_weight,
     }
 }
 
@@ -338,6 +342,23 @@ fn fingerprint(request: &CreateSessionRequest) -> String {
     digest.add(&request.idle_timeout_seconds.to_be_bytes());
     digest.add(&request.on_timeout.to_be_bytes());
     digest.add(&[u8::from(request.auto_resume)]);
+    // what earlier versions did not know is hashed only where it is asked for, so that the retry of a request that one of
+    // them took is still the same
+    let later = [limits.open_files, limits.execution_seconds, limits.cpu_weight];
+    if later != [0; 3] || limits.output_bytes != 0 {
+        digest.add(b"limits");
+        later.iter().for_each(|limit| digest.add(&limit.to_be_bytes()));
+        digest.add(&limits.output_bytes.to_be_bytes());
+    }
+    let network = wanted_network(request.network.as_ref());
+    if network != WantedNetwork::default() {
+        digest.add(b"network");
+        digest.add(network.mode.as_bytes());
+        for entries in [&network.allow, &network.deny] {
+            digest.add(&(entries.len() as u64).to_be_bytes());
+            entries.iter().for_each(|entry| digest.add(entry.as_bytes()));
+        }
+    }
     digest.finish()
 }
 
@@ -359,6 +380,12 @@ mod tests {
         CreateSessionRequest { env: map(env), metadata: map(metadata), ..CreateSessionRequest::default() }
     }
 
+    fn network(allow: &[&str], deny: &[&str]) -> Option<cloud_sandbox_proto::v1::NetworkPolicy> {
+        let list = |entries: &[&str]| entries.iter().map(ToString::to_string).collect();
+        let mode = cloud_sandbox_proto::v1::NetworkMode::Egress.into();
+        Some(cloud_sandbox_proto::v1::NetworkPolicy { mode, allow: list(allow), deny: list(deny) })
+    }
+
     #[test]
     fn fingerprint_tells_requests_apart_but_not_their_ids_or_order() {
         let first = fingerprint(&request(&[("a", "1"), ("b", "2")], &[]));
@@ -366,6 +393,7 @@ mod tests {
         let renamed = CreateSessionRequest { request_id: "r".into(), ..request(&[("a", "1"), ("b", "2")], &[]) };
         assert_eq!(first, fingerprint(&renamed));
         let base = || request(&[("a", "1"), ("b", "2")], &[]);
+        let limited = |limits| CreateSessionRequest { limits: Some(limits), ..base() };
         let others = [
             request(&[("a", "1")], &[("b", "2")]),
             request(&[("a", "12"), ("b", "")], &[]),
@@ -375,6 +403,14 @@ mod tests {
             CreateSessionRequest { idle_timeout_seconds: 1, ..base() },
             CreateSessionRequest { on_timeout: 2, ..base() },
             CreateSessionRequest { auto_resume: true, ..base() },
+            CreateSessionRequest { network: network(&[], &[]), ..base() },
+            CreateSessionRequest { network: network(&["a", "b"], &[]), ..base() },
+            CreateSessionRequest { network: network(&["a"], &["b"]), ..base() },
+            limited(ResourceLimits { pids: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { open_files: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { output_bytes: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { execution_seconds: 9, ..ResourceLimits::default() }),
+            limited(ResourceLimits { cpu_weight: 9, ..ResourceLimits::default() }),
         ];
         for other in others {
             assert_ne!(first, fingerprint(&other), "{other:?}");

@@ -16,7 +16,7 @@ pub(crate) const LOOK_MAX: Duration = Duration::from_secs(600);
 /// with: whoever brought it up may have ended before it made that longer.
 const FIRST_LOOK_AFTER: Duration = Duration::from_secs(FIRST_LEASE as u64 / 2);
 /// How often a session without one is: what is kept of it may have become old.
-const AGE_EVERY: Duration = Duration::from_secs(86_400);
+pub(crate) const AGE_EVERY: Duration = Duration::from_secs(86_400);
 
 /// When to look at `record` next, as it is about to be written.
 pub(crate) fn due(record: &SessionRecord, now: SystemTime, options: &Options) -> Option<SystemTime> {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use cloud_sandbox_model::{Error, ErrorKind, NodeId, Result, SandboxId, error::reason};
 use cloud_sandbox_node_client::{Answer, NodeClient, Nodes, unreachable};
-use cloud_sandbox_proto::node::v1 as node;
+use cloud_sandbox_proto::{node::v1 as node, v1};
 use cloud_sandbox_rpc::Dial;
 use cloud_sandbox_storage::{Directory, NodeEntry, SandboxEntry};
 use tonic::Request;
@@ -56,7 +56,7 @@ impl Hosts {
         };
         // the node knows what the directory has forgotten
         let mut client: NodeClient = self.nodes.client(&host.address)?;
-        let mut request = Request::new(node::GetSandboxRequest { sandbox_id: sandbox.to_string() });
+        let mut request = Request::new(node::GetSandboxRequest { sandbox_id: sandbox.to_string(), with_usage: false });
         request.set_timeout(ANSWER_WITHIN);
         match tokio::time::timeout(ANSWER_WITHIN, client.get_sandbox(request)).await.map_err(unreachable)? {
             // it puts the sandbox into the directory again by itself; until then it cannot be used
@@ -112,7 +112,7 @@ impl Hosts {
 
     /// The sandbox as its node knows it.
     pub(crate) async fn look(&self, sandbox: SandboxId, node: Option<NodeId>) -> Result<node::GetSandboxResponse> {
-        let request = node::GetSandboxRequest { sandbox_id: sandbox.to_string() };
+        let request = node::GetSandboxRequest { sandbox_id: sandbox.to_string(), with_usage: false };
         self.call(sandbox, node, ANSWER_WITHIN, request, |mut node, request| {
             Box::pin(async move { node.get_sandbox(request).await })
         })
@@ -124,6 +124,20 @@ impl Hosts {
         let request = node::KeepAliveSandboxRequest { sandbox_id: sandbox.to_string(), timeout_seconds: seconds };
         let call = self.call(sandbox, node, ANSWER_WITHIN, request, |mut node, request| {
             Box::pin(async move { node.keep_alive_sandbox(request).await })
+        });
+        call.await.map(drop)
+    }
+
+    /// Changes what of the network the sandbox sees.
+    pub(crate) async fn set_network(
+        &self,
+        sandbox: SandboxId,
+        node: Option<NodeId>,
+        network: v1::NetworkPolicy,
+    ) -> Result<()> {
+        let request = node::UpdateSandboxRequest { sandbox_id: sandbox.to_string(), network: Some(network) };
+        let call = self.call(sandbox, node, ANSWER_WITHIN, request, |mut node, request| {
+            Box::pin(async move { node.update_sandbox(request).await })
         });
         call.await.map(drop)
     }

@@ -18,7 +18,7 @@ use futures::{StreamExt, stream};
 use crate::{
     bring_up::LEASE,
     change::{Change, event},
-    due::LOOK_MAX,
+    due::{AGE_EVERY, LOOK_MAX},
     hosts::{is_gone, is_missing},
     life::{SANDBOX_ENDED, Sessions, now},
     pause::After,
@@ -232,13 +232,13 @@ impl SessionKeeper {
         let sessions = &self.sessions;
         let kept = sessions.store.checkpoints(record.id).await?;
         let current = kept.iter().find(|checkpoint| Some(checkpoint.id) == record.details.checkpoint).cloned();
-        let Some(current) = current else { return self.keep(&record, now() + LOOK_MAX * 100).await };
+        let Some(current) = current else { return self.keep(&record, now() + AGE_EVERY).await };
         // as if one were made now, and the current one stayed beside it
         let made_now = cloud_sandbox_storage::CheckpointRecord { created_at: now(), ..current };
         let options = crate::Options { checkpoints_kept: usize::MAX, ..sessions.options.clone() };
         let old = crate::retention::superfluous(&kept, &made_now, &options);
         if old.is_empty() {
-            return self.keep(&record, now() + LOOK_MAX * 100).await;
+            return self.keep(&record, now() + AGE_EVERY).await;
         }
         let mut change = Change::of(&record).without(old.iter().copied());
         change.next.updated_at = record.updated_at;

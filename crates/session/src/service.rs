@@ -2,7 +2,7 @@
 
 use cloud_sandbox_auth::{Principal, Role};
 use cloud_sandbox_model::{
-    CheckpointId, Result, SessionState,
+    CheckpointId, Result, SandboxId, SessionState,
     input::{Violations, page_size, parse_labels},
 };
 use cloud_sandbox_proto::v1::{
@@ -13,17 +13,17 @@ use cloud_sandbox_proto::v1::{
     ResumeSessionRequest, ResumeSessionResponse, Session, UpdateSessionRequest, UpdateSessionResponse,
     session_service_server::SessionServiceServer,
 };
-use cloud_sandbox_rpc::{CallContext, to_status, upstream::MESSAGE_MAX};
+use cloud_sandbox_rpc::{CallContext, network_policy, to_status, upstream::MESSAGE_MAX};
 use cloud_sandbox_storage::{SessionFilter, SessionRecord, page};
 use tonic::{Request, Response, Status};
 
 use crate::{
     change::event,
     hosts::is_gone,
-    life::{SANDBOX_ENDED, Sessions, wrong_state},
+    life::{SANDBOX_ENDED, Sessions, overtaken, wrong_state},
     resume::Wanted,
     timeouts,
-    wire::{depth, newest_first, shown, shown_checkpoint, shown_event, state_filter},
+    wire::{depth, newest_first, shown, shown_checkpoint, shown_event, state_filter, wanted_network},
 };
 
 const PAGE_DEFAULT: u32 = 100;
@@ -88,11 +88,19 @@ impl SessionService {
         let mut violations = Violations::default();
         timeouts::check(&mut violations, wanted.timeout_seconds, wanted.idle_timeout_seconds);
         let on_timeout = violations.take(timeouts::action(wanted.on_timeout)).flatten();
+        violations.take(network_policy("network", wanted.network.as_ref()));
         violations.finish()?;
+        let told = match wanted.network.clone() {
+            Some(network) => Some(self.tell(&record, network).await?),
+            None => None,
+        };
         self.sessions
             .apply(record, |change| {
                 if change.next.state == SessionState::Deleting {
                     return Err(wrong_state(&change.next, "updated"));
+                }
+                if told.is_some_and(|told| told != change.next.sandbox || change.next.details.flight.is_some()) {
+                    return Err(overtaken(change.next.id));
                 }
                 let mut metadata = change.next.metadata.clone();
                 metadata.extend(wanted.metadata.clone());
@@ -109,10 +117,25 @@ impl SessionService {
                     details.idle_timeout_seconds = wanted.idle_timeout_seconds.unwrap_or(details.idle_timeout_seconds);
                     details.on_timeout = on_timeout.unwrap_or(details.on_timeout);
                     details.auto_resume = wanted.auto_resume.unwrap_or(details.auto_resume);
+                    if wanted.network.is_some() {
+                        details.network = wanted_network(wanted.network.as_ref());
+                    }
                 });
-                Ok(change.event(event::UPDATED, "labels or timeouts were changed"))
+                Ok(change.event(event::UPDATED, "labels, timeouts or the network policy were changed"))
             })
             .await
+    }
+
+    /// Has the session's sandbox, which is given, see of the network what `network` says. One that is being made or
+    /// restored has been asked for with the policy before.
+    async fn tell(&self, record: &SessionRecord, network: v1::NetworkPolicy) -> Result<Option<SandboxId>> {
+        if record.details.flight.is_some() {
+            return Err(wrong_state(record, "given another network policy; try again"));
+        }
+        if let Some(sandbox) = record.sandbox {
+            self.sessions.hosts.set_network(sandbox, record.details.node, network).await?;
+        }
+        Ok(record.sandbox)
     }
 
     async fn resume(&self, request: Request<ResumeSessionRequest>) -> Result<SessionRecord> {

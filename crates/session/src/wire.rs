@@ -1,10 +1,10 @@
 //! Sessions as the contract has them.
 
-use cloud_sandbox_model::{Error, Result, SessionState};
+use cloud_sandbox_model::{Error, Result, SessionState, network::NetworkMode};
 use cloud_sandbox_proto::v1;
 use cloud_sandbox_storage::{
     CheckpointRecord, SessionRecord,
-    sessions::{Depth, SessionEvent, TimeoutAction},
+    sessions::{Depth, SessionEvent, TimeoutAction, WantedLimits, WantedNetwork},
 };
 use prost::Message;
 
@@ -45,15 +45,37 @@ pub(crate) fn shown(record: SessionRecord) -> v1::Session {
         checkpoint_id: details.checkpoint.map(|id| id.to_string()).unwrap_or_default(),
         resume_manifest,
         forked_from: details.forked_from.map(|id| id.to_string()).unwrap_or_default(),
-        limits: details.limits.map(|limits| v1::ResourceLimits {
-            memory_bytes: limits.memory_bytes,
-            cpu_millis: limits.cpu_millis,
-            pids: limits.pids,
-            disk_bytes: limits.disk_bytes,
-            ..v1::ResourceLimits::default()
-        }),
-        network: None,
+        limits: details.limits.map(limits_message),
+        network: Some(network_message(&details.network)),
     }
+}
+
+/// Limits as they are asked for.
+pub(crate) fn limits_message(limits: WantedLimits) -> v1::ResourceLimits {
+    v1::ResourceLimits {
+        memory_bytes: limits.memory_bytes,
+        cpu_millis: limits.cpu_millis,
+        pids: limits.pids,
+        disk_bytes: limits.disk_bytes,
+        open_files: limits.open_files,
+        output_bytes: limits.output_bytes,
+        execution_seconds: limits.execution_seconds,
+        cpu_weight: limits.cpu_weight,
+    }
+}
+
+/// A network policy as the contract has it.
+pub(crate) fn network_message(network: &WantedNetwork) -> v1::NetworkPolicy {
+    let mode = NetworkMode::from_word(&network.mode).unwrap_or_default().number();
+    v1::NetworkPolicy { mode, allow: network.allow.clone(), deny: network.deny.clone() }
+}
+
+/// The same, to be kept. A mode that is not known has been refused.
+pub(crate) fn wanted_network(message: Option<&v1::NetworkPolicy>) -> WantedNetwork {
+    let Some(message) = message else { return WantedNetwork::default() };
+    let mode = NetworkMode::from_number(message.mode).unwrap_or_default();
+    let mode = if mode == NetworkMode::None { String::new() } else { mode.to_string() };
+    WantedNetwork { mode, allow: message.allow.clone(), deny: message.deny.clone() }
 }
 
 /// A checkpoint as callers see it.

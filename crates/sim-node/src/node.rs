@@ -199,6 +199,12 @@ impl SimNode {
         state.ended.remove(&id);
     }
 
+    /// What of the network a sandbox sees, as it was last told.
+    #[must_use]
+    pub fn network(&self, id: SandboxId) -> Option<v1::NetworkPolicy> {
+        self.state().sandboxes.get(&id).and_then(|(_, sandbox)| sandbox.network.clone())
+    }
+
     /// Ends a sandbox, whose output can be read on.
     pub async fn end(&self, id: SandboxId) {
         {

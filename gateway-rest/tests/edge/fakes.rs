@@ -94,7 +94,13 @@ pub fn upstreams(tokens: &Tokens, seen: &Arc<Seen>) -> Upstreams {
 }
 
 fn sandbox(id: &str, template: &str) -> Sandbox {
-    let limits = ResourceLimits { memory_bytes: 9_007_199_254_740_993, cpu_millis: 1000, pids: 4, disk_bytes: 1, ..Default::default() };
+    let limits = ResourceLimits {
+        memory_bytes: 9_007_199_254_740_993,
+        cpu_millis: 1000,
+        pids: 4,
+        disk_bytes: 1,
+        ..Default::default()
+    };
     Sandbox {
         sandbox_id: id.to_owned(),
         template: template.to_owned(),

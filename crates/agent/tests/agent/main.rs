@@ -23,3 +23,4 @@ mod tree_restores;
 mod tree_speed;
 mod trees;
 mod users;
+mod walls;

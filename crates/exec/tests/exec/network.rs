@@ -6,7 +6,10 @@ use bytes::Bytes;
 use cloud_sandbox_auth::Role;
 use cloud_sandbox_model::{ErrorKind, error::reason};
 use cloud_sandbox_proto::v1::{DownloadFileRequest, ExecuteRequest, exec_request::Input};
-use cloud_sandbox_rpc::{Dial, Upstream, from_status, upstream::BoxError};
+use cloud_sandbox_rpc::{
+    Dial, Upstream, from_status,
+    upstream::{BoxError, CONNECTION_WINDOW, STREAM_WINDOW, STREAMS},
+};
 use cloud_sandbox_sim_node::{FOREVER, Fault, assert_eventually, principal};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -28,8 +31,9 @@ async fn served(routes: Routes) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let server = tonic::transport::Server::builder()
-        .initial_stream_window_size(1024 * 1024)
-        .initial_connection_window_size(4 * 1024 * 1024)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS)
         .add_routes(routes);
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener).map(|accepted| {
         // without it an upload waits for its window updates
@@ -221,6 +225,25 @@ async fn download_is_not_read_ahead_of_its_caller() {
     assert!(world.node.sent("DownloadFile") < 100, "{} pieces were sent to nobody", world.node.sent("DownloadFile"));
     drop(pieces);
     assert_eventually("the download's drop", || world.node.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn streams_that_nobody_reads_hold_up_no_other_call() {
+    let world = World::new().await;
+    let id = world.node.host("ada").await;
+    let mut clients = networked(&world).await;
+    let mut unread = Vec::new();
+    for _ in 0..16 {
+        let request =
+            DownloadFileRequest { sandbox_id: id.to_string(), length: 1 << 30, ..DownloadFileRequest::default() };
+        let mut pieces = clients.files.download_file(request).await.unwrap().into_inner();
+        pieces.message().await.unwrap();
+        unread.push(pieces);
+    }
+    let sent = std::cell::Cell::new(0);
+    let is_full = || sent.replace(world.node.sent("DownloadFile")) == sent.get();
+    assert_eventually("the streams to be as full as they get", is_full).await;
+    assert_eq!(clients.exec.execute(code(id, "1")).await.unwrap().into_inner().stdout, "1");
 }
 
 /// What a relay costs: 256 MiB down and up, without and with it; `--run-ignored only --no-capture`.

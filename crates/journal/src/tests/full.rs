@@ -46,6 +46,23 @@ async fn full_log_keeps_its_beginning_and_its_end_and_an_exact_gap() {
 }
 
 #[tokio::test]
+async fn log_that_may_take_less_than_others_does() {
+    let place = Place::of(u64::MAX, u64::MAX);
+    let (sandbox, execution) = (SandboxId::generate(), ExecutionId::generate());
+    let log = place.journal.create_within(sandbox, execution, b"head", SMALL).unwrap();
+    for _ in 0..1_000 {
+        print(&log, Kind::Stdout, 1_000).await;
+        assert!(place.journal.bytes() <= SMALL);
+    }
+    log.finish(b"tail");
+    let items = all(from_start(&log)).await;
+    let parts = stitched(&items, Stream::Stdout, 0);
+    let [(0, Some(head)), (_, None), (tail, Some(rest))] = &parts[..] else { panic!("{} parts", parts.len()) };
+    assert_eq!((head, rest), (&numbered(0, head.len()), &numbered(*tail, rest.len())));
+    assert!(log.totals().stdout_dropped > 900_000);
+}
+
+#[tokio::test]
 async fn range_in_a_gap_begins_behind_it() {
     let place = Place::of(SMALL, u64::MAX);
     let log = place.log();

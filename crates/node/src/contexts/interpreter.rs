@@ -50,6 +50,8 @@ pub(super) struct Interpreter {
     pub(super) version: String,
     /// it has the environment of the one who acquired the sandbox
     pub(super) is_personal: bool,
+    /// the variables of the way to the network that it was told
+    pub(super) proxy: HashMap<String, String>,
     /// it was asked whether it knows its language, and does
     knows: Vec<&'static str>,
 }
@@ -99,6 +101,7 @@ impl Beginning<'_> {
             parsing: None,
             version: String::new(),
             is_personal,
+            proxy: sandbox.view().lease.map(|lease| lease.proxy.clone()).unwrap_or_default(),
             knows: Vec::new(),
         };
         interpreter.until_ready(sandbox, kernel, until).await?;

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     executions::{Exit, changes, changes::Snapshot, hung_up, lost, spec::environment},
     node::Shared,
-    sandbox::Sandbox,
+    sandbox::{Hits, Sandbox},
     signals,
 };
 
@@ -76,7 +76,7 @@ enum Next {
 struct Prepared {
     restarted: bool,
     snapshot: Option<Snapshot>,
-    oom_kills: u64,
+    before: Hits,
 }
 
 impl Owner {
@@ -267,7 +267,7 @@ impl Owner {
     async fn begin(&mut self) -> Result<Interpreter> {
         let context = &self.context;
         let lease = self.sandbox.view().lease;
-        let given = lease.as_ref().map(|lease| lease.env.clone()).unwrap_or_default();
+        let given = lease.as_ref().map(|lease| lease.environment()).unwrap_or_default();
         let mut env = environment(&given, context.env.clone());
         context.kernel.prepare(&mut env, &context.cwd);
         self.generation += 1;
@@ -330,7 +330,7 @@ impl Owner {
             view.state = ContextState::Busy;
             view.running = true;
         });
-        let document = document(&mut waiting, interpreter, &self.sandbox);
+        let document = document(&mut waiting, interpreter, &self.sandbox, &self.context.env);
         let (began, over) = (Instant::now(), CancellationToken::new());
         let turn = Turn {
             sandbox: &self.sandbox,
@@ -359,7 +359,7 @@ impl Owner {
             interpreter.learn(&self.sandbox, waiting.kernel).await?;
         }
         let snapshot = if waiting.job.changes { Some(changes::take(&self.sandbox).await?) } else { None };
-        Ok(Prepared { restarted, snapshot, oom_kills: self.sandbox.oom_kills_seen() })
+        Ok(Prepared { restarted, snapshot, before: self.sandbox.hits_seen() })
     }
 
     /// Finishes an execution whose turn is over.
@@ -426,7 +426,12 @@ impl Owner {
 
     async fn exit(&self, exited: &Exited, ran: Duration, timed_out: bool, prepared: Prepared) -> Exit {
         let quick = ran < OOM_TIME && exited.exit_code == 0 && exited.signal == 0;
-        let oom_killed = !quick && self.sandbox.oom_kills().await > prepared.oom_kills;
+        let before = prepared.before;
+        let (now, disk_limit) = if quick {
+            (before, false)
+        } else {
+            (self.sandbox.hits().await, exited.disk_full || self.sandbox.disk_is_full().await)
+        };
         let changes = match prepared.snapshot {
             Some(snapshot) => Some(changes::compare(&self.sandbox, snapshot).await),
             None => None,
@@ -435,7 +440,9 @@ impl Owner {
             exit_code: if exited.signal == 0 { exited.exit_code } else { 128 + exited.signal },
             signal: if exited.signal == 0 { String::new() } else { signals::name(exited.signal) },
             timed_out,
-            oom_killed,
+            oom_killed: now.oom_kills > before.oom_kills,
+            disk_limit,
+            pids_limit: now.pids_refused > before.pids_refused,
             wall_time_ms: ran.as_secs_f64() * 1000.0,
             context_id: self.context.id.to_string(),
             context_restarted: prepared.restarted,
@@ -464,15 +471,30 @@ async fn next_of(interpreter: Option<&mut Interpreter>) -> Happened {
 }
 
 /// What an interpreter is told to run.
-fn document(waiting: &mut Waiting, interpreter: &mut Interpreter, sandbox: &Sandbox) -> Value {
+fn document(
+    waiting: &mut Waiting,
+    interpreter: &mut Interpreter,
+    sandbox: &Sandbox,
+    own: &HashMap<String, String>,
+) -> Value {
     let job = &mut waiting.job;
-    let mut env = HashMap::new();
-    if !interpreter.is_personal {
-        // it was started before anybody had acquired the sandbox
-        env.extend(sandbox.view().lease.map(|lease| lease.env.clone()).unwrap_or_default());
-        interpreter.is_personal = true;
+    // nothing takes a variable away
+    let mut env: HashMap<String, Option<String>> = HashMap::new();
+    let given = |variables: HashMap<String, String>| variables.into_iter().map(|(name, value)| (name, Some(value)));
+    if let Some(lease) = sandbox.view().lease {
+        if !interpreter.is_personal {
+            // it was started before anybody had acquired the sandbox
+            env.extend(given(lease.environment()));
+            interpreter.is_personal = true;
+        } else if interpreter.proxy != lease.proxy {
+            // the way to the network has changed since; what its owner said of it himself stands
+            let old = std::mem::take(&mut interpreter.proxy).into_keys().map(|name| (name, None));
+            env.extend(old.chain(given(lease.proxy.clone())));
+            env.retain(|name, _| !lease.env.contains_key(name) && !own.contains_key(name));
+        }
+        interpreter.proxy.clone_from(&lease.proxy);
     }
-    env.extend(std::mem::take(&mut job.env));
+    env.extend(given(std::mem::take(&mut job.env)));
     json!({
         "op": "execute",
         "id": waiting.execution.id.to_string(),

@@ -63,12 +63,35 @@ pub(crate) enum Mode {
     Background,
 }
 
-impl Mode {
+/// How an execution was asked for, and how long it may take for that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) mode: Mode,
+    /// the sandbox's limit of seconds, if the execution is bound by it
+    pub(super) seconds: Option<u32>,
+}
+
+impl Bounds {
+    /// The timeout of an execution whose caller does not say.
     fn timeout_default_ms(self) -> u32 {
-        match self {
-            Self::Unary | Self::Stream => TIMEOUT_DEFAULT_MS,
-            Self::Interactive => TIMEOUT_INTERACTIVE_MS,
-            Self::Background => TIMEOUT_MAX_MS,
+        let own = match self.mode {
+            Mode::Unary | Mode::Stream => TIMEOUT_DEFAULT_MS,
+            Mode::Interactive => TIMEOUT_INTERACTIVE_MS,
+            Mode::Background => TIMEOUT_MAX_MS,
+        };
+        own.min(self.timeout_max_ms())
+    }
+
+    fn timeout_max_ms(self) -> u32 {
+        self.seconds.map_or(TIMEOUT_MAX_MS, |seconds| seconds.saturating_mul(1000).min(TIMEOUT_MAX_MS))
+    }
+
+    fn check_timeout(self, violations: &mut Violations, timeout_ms: u32) {
+        violations.range("timeout_ms", &timeout_ms, &0, &TIMEOUT_MAX_MS);
+        let max = self.timeout_max_ms();
+        if timeout_ms <= TIMEOUT_MAX_MS {
+            let rule = format!("must be from 0 to {max}: the sandbox's limits.execution_seconds is {}", max / 1000);
+            violations.check(timeout_ms <= max, "timeout_ms", rule);
         }
     }
 }
@@ -124,11 +147,11 @@ impl Plan {
         (sandbox, id): (SandboxId, ExecutionId),
         sandbox_env: &HashMap<String, String>,
         template: &str,
-        mode: Mode,
+        bounds: Bounds,
     ) -> Result<Self> {
-        validate(&request, mode)?;
+        validate(&request, bounds)?;
         let execution = describe(&request, sandbox, id);
-        let timeout_ms = if request.timeout_ms == 0 { mode.timeout_default_ms() } else { request.timeout_ms };
+        let timeout_ms = if request.timeout_ms == 0 { bounds.timeout_default_ms() } else { request.timeout_ms };
         let timeout = Duration::from_millis(timeout_ms.into());
         let what = if request.context_id.is_empty() {
             What::Process(Box::new(Spec::new(request, id, sandbox_env, template, timeout)))
@@ -295,7 +318,8 @@ pub(super) fn summary(request: &ExecuteRequest) -> String {
     line
 }
 
-fn validate(request: &ExecuteRequest, mode: Mode) -> Result<()> {
+fn validate(request: &ExecuteRequest, bounds: Bounds) -> Result<()> {
+    let mode = bounds.mode;
     let mut violations = Violations::default();
     let given = [request.code.is_some(), request.command.is_some(), !request.argv.is_empty()];
     let one = given.iter().filter(|given| **given).count() == 1;
@@ -316,7 +340,7 @@ fn validate(request: &ExecuteRequest, mode: Mode) -> Result<()> {
     }
     violations.env("env", &request.env);
     violations.check(request.stdin.len() <= STDIN_MAX, "stdin", format!("must be at most {STDIN_MAX} bytes long"));
-    violations.range("timeout_ms", &request.timeout_ms, &0, &TIMEOUT_MAX_MS);
+    bounds.check_timeout(&mut violations, request.timeout_ms);
     violations.range("max_output_bytes", &request.max_output_bytes, &0, &OUTPUT_MAX);
     violations.request_id("request_id", &request.request_id);
     if let Some(size) = request.terminal {

@@ -5,8 +5,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use cloud_sandbox_model::{Limits, SandboxState};
+use cloud_sandbox_model::{Limits, SandboxState, network::NetworkPolicy};
 use cloud_sandbox_proto::v1;
+use cloud_sandbox_rpc::network_message;
 use cloud_sandbox_storage::SandboxEntry;
 
 use super::{Sandbox, limits_message};
@@ -23,6 +24,9 @@ pub(crate) struct Lease {
     pub(crate) env: HashMap<String, String>,
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) limits: Limits,
+    pub(crate) network: NetworkPolicy,
+    /// the variables by which programs find the way to the network
+    pub(crate) proxy: HashMap<String, String>,
     pub(crate) length: Duration,
     pub(crate) acquired_at: SystemTime,
     pub(crate) expires_at: SystemTime,
@@ -30,6 +34,13 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// The environment of all that is run in the sandbox: what its owner gave wins.
+    pub(crate) fn environment(&self) -> HashMap<String, String> {
+        let mut environment = self.proxy.clone();
+        environment.extend(self.env.clone());
+        environment
+    }
+
     /// The same, begun anew now.
     pub(crate) fn renewed(&self, length: Duration) -> Self {
         Self { length, expires_at: SystemTime::now() + length, ..self.clone() }
@@ -46,7 +57,8 @@ impl Lease {
             metadata: self.metadata.clone().into_iter().collect(),
             create_time: Some(self.acquired_at.into()),
             expire_time: Some(self.expires_at.into()),
-            ..Default::default()
+            network: Some(network_message(&self.network)),
+            usage: None,
         }
     }
 

@@ -5,13 +5,14 @@
 
 use std::{
     ops::ControlFlow,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use cloud_sandbox_model::{
     Limits, SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, chain, reason},
+    network::NetworkPolicy,
 };
 use cloud_sandbox_runtime::{HOST_TEMPLATE, SandboxSpec};
 use cloud_sandbox_storage::StorageError;
@@ -22,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, runtime_error};
+use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, hit, network::Network, runtime_error};
 use crate::{
     agent::Agent,
     archive::Archived,
@@ -30,6 +31,7 @@ use crate::{
     executions::Executions,
     node::Shared,
     pool::Slot,
+    walls,
 };
 
 const DESTROY_PAUSE: Duration = Duration::from_millis(100);
@@ -60,18 +62,21 @@ pub(crate) fn spawn(
     let id = SandboxId::generate();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let (view, watched) = watch::channel(View { state: SandboxState::Creating, lease: None, end: None });
+    let ended = CancellationToken::new();
+    let network = Network::new(node, id, ended.clone());
     let sandbox = Arc::new(Sandbox {
         id,
+        egress: network.egress(),
         template: HOST_TEMPLATE.to_owned(),
         agent: Agent::new(Arc::clone(&node.runtime), id),
         executions: Executions::new(id, node.journal.clone()),
         contexts: Contexts::default(),
-        ended: CancellationToken::new(),
+        ended,
         finished: CancellationToken::new(),
         runtime: Arc::clone(&node.runtime),
         mailbox: commands,
         view: watched,
-        oom_kills_seen: AtomicU64::new(0),
+        hits: Mutex::default(),
         busy: Mutex::new(None),
     });
     node.table().insert(id, Arc::clone(&sandbox));
@@ -82,6 +87,7 @@ pub(crate) fn spawn(
         mailbox,
         view,
         limits,
+        network,
         held: false,
         cpu: CpuTime::default(),
     };
@@ -98,6 +104,7 @@ struct Owner {
     mailbox: mpsc::UnboundedReceiver<Command>,
     view: watch::Sender<View>,
     limits: Limits,
+    network: Network,
     /// somebody saves or restores it
     held: bool,
     cpu: CpuTime,
@@ -142,6 +149,7 @@ impl Owner {
                 return Err(Error::internal("start a sandbox", "its agent ended before it answered"));
             }
         }
+        walls::prove(&self.node, &self.sandbox).await?;
         if purpose == Purpose::Pool {
             let warmed = contexts::warm(&self.node, &self.sandbox);
             tokio::select! {
@@ -166,7 +174,7 @@ impl Owner {
             let command = tokio::select! {
                 biased;
                 () = stop.cancelled() => return EndCause::Shutdown,
-                () = &mut ended => return EndCause::AgentEnded,
+                () = &mut ended => return self.lost_agent().await,
                 () = sleep_until(lease_end) => return EndCause::LeaseEnded,
                 () = sleep_until(again) => {
                     again = Instant::now() + PUT_AGAIN;
@@ -189,6 +197,17 @@ impl Owner {
         }
     }
 
+    /// Why its agent is gone. Nothing in a sandbox can end it, so that a kill for memory meanwhile was its own.
+    async fn lost_agent(&self) -> EndCause {
+        let before = self.sandbox.hits_seen();
+        if self.sandbox.hits().await.oom_kills > before.oom_kills {
+            hit("memory");
+            EndCause::OutOfMemory
+        } else {
+            EndCause::AgentEnded
+        }
+    }
+
     async fn obey(&mut self, command: Command, lease_end: &mut Instant) -> ControlFlow<EndCause> {
         match command {
             Command::End(cause) => return ControlFlow::Break(cause),
@@ -205,6 +224,10 @@ impl Owner {
             Command::KeepAlive { timeout_seconds, reply } => {
                 let renewed = self.keep_alive(timeout_seconds, lease_end).await;
                 let _ = reply.send(renewed);
+            }
+            Command::SetNetwork { policy, reply } => {
+                let changed = self.set_network(policy).await;
+                let _ = reply.send(changed);
             }
             Command::Pause { reply } => {
                 let paused = self.pause().await;
@@ -239,11 +262,15 @@ impl Owner {
     }
 
     /// Makes the sandbox the caller's, findable before it is told.
-    async fn claim(&mut self, lease: Lease) -> Result<Arc<Lease>> {
+    async fn claim(&mut self, mut lease: Lease) -> Result<Arc<Lease>> {
         self.slot.enter(SandboxState::Acquired)?;
         if lease.limits != self.limits {
             self.node.runtime.set_limits(self.sandbox.id, lease.limits).await.map_err(runtime_error)?;
             self.limits = lease.limits;
+        }
+        if lease.network != NetworkPolicy::default() {
+            self.network.apply(&self.node, lease.network.clone()).await?;
+            lease.proxy = self.network.environment();
         }
         self.put(&lease, false).await?;
         let lease = Arc::new(lease);
@@ -267,6 +294,14 @@ impl Owner {
         self.put(&renewed, self.slot.state() == SandboxState::Paused).await?;
         *lease_end = begin + length;
         self.view.send_modify(|view| view.lease = Some(Arc::new(renewed)));
+        Ok(self.view.borrow().clone())
+    }
+
+    async fn set_network(&mut self, policy: NetworkPolicy) -> Result<View> {
+        let lease = self.lease()?;
+        self.network.apply(&self.node, policy.clone()).await?;
+        let changed = Lease { network: policy, proxy: self.network.environment(), ..(*lease).clone() };
+        self.view.send_modify(|view| view.lease = Some(Arc::new(changed)));
         Ok(self.view.borrow().clone())
     }
 

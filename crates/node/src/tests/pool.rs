@@ -1,7 +1,11 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use cloud_sandbox_model::SandboxId;
-use cloud_sandbox_proto::v1::{AcquireSandboxRequest, ResourceLimits};
+use cloud_sandbox_proto::{
+    agent::v1::WallProof,
+    v1::{AcquireSandboxRequest, ResourceLimits},
+};
+use cloud_sandbox_runtime::walls;
 use tokio::time::sleep;
 
 use super::harness::*;
@@ -109,6 +113,22 @@ async fn sandbox_whose_agent_never_answers_is_destroyed() {
     world.settle().await;
     assert!(world.runtime.sandboxes().is_empty());
     assert_eq!(world.entry().await.creating, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_whose_walls_do_not_hold_is_destroyed_and_never_given() {
+    let world = World::start_with(options(2, 5), |runtime| runtime.set_walls(vec![walls::FILES])).await;
+    let proof = |held| WallProof { wall: walls::FILES.into(), held, detail: String::new() };
+    *world.script.proofs.lock().unwrap() = vec![proof(false)];
+    let refusal = world.try_acquire(AcquireSandboxRequest::default()).await.unwrap_err();
+    assert_eq!(refusal.words(), ("INTERNAL", "INTERNAL"));
+    world.settle().await;
+    assert!(world.runtime.created() > 0 && world.runtime.sandboxes().is_empty());
+
+    *world.script.proofs.lock().unwrap() = vec![proof(true)];
+    sleep(Duration::from_secs(31)).await;
+    assert_eq!(world.entry().await.ready, 2);
+    world.try_acquire(AcquireSandboxRequest::default()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,6 +19,10 @@ use super::{
 
 /// cpu.cfs_quota_us: so many microseconds of each period.
 const PERIOD_US: u64 = 100_000;
+/// cpu.shares of a group that says nothing; the kernel takes 2 to 262144 (kernel/sched/sched.h).
+const SHARES_DEFAULT: u64 = 1024;
+/// cpu.weight of one, in the unified hierarchy.
+const WEIGHT_DEFAULT: u64 = 100;
 const STATE: &str = "freezer.state";
 const FROZEN: &str = "FROZEN";
 const THAWED: &str = "THAWED";
@@ -91,9 +95,15 @@ impl Split {
         if let Some(group) = self.group(Controller::Cpu, id) {
             write(&group, "cpu.cfs_period_us", PERIOD_US)?;
             write(&group, "cpu.cfs_quota_us", u64::from(limits.cpu_millis) * PERIOD_US / 1000)?;
+            write(&group, "cpu.shares", shares(limits.cpu_weight))?;
         }
         Ok(())
     }
+}
+
+/// What stands here for a weight of the unified hierarchy: 1024 is the default as 100 is there.
+fn shares(weight: u32) -> u64 {
+    u64::from(weight) * SHARES_DEFAULT / WEIGHT_DEFAULT
 }
 
 /// A group in which processes keep appearing may stay at FREEZING for good: it is told again and again, and now and then
@@ -180,5 +190,15 @@ impl Hierarchy for Split {
             result = remove_folder(&group).and(result);
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_stand_for_weights_within_what_the_kernel_takes() {
+        assert_eq!([1, 100, 10_000].map(shares), [10, 1024, 102_400]);
     }
 }

@@ -133,6 +133,7 @@ fn apply(group: &Path, limits: &Limits, missing: &[Controller]) -> io::Result<()
     if !missing.contains(&Controller::Cpu) {
         let quota = u64::from(limits.cpu_millis) * PERIOD_US / 1000;
         write(group, "cpu.max", format!("{quota} {PERIOD_US}"))?;
+        write(group, "cpu.weight", limits.cpu_weight)?;
     }
     Ok(())
 }

@@ -60,6 +60,10 @@ pub struct Host {
     pub home: Option<PathBuf>,
     /// `$XDG_STATE_HOME`
     pub state_home: Option<PathBuf>,
+    /// its memory in bytes, if it tells
+    pub memory_bytes: Option<u64>,
+    /// its cores
+    pub cores: u32,
 }
 
 impl Host {
@@ -67,7 +71,27 @@ impl Host {
     #[must_use]
     pub fn of_this_process() -> Self {
         let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        Self { is_root: nix::unistd::geteuid().is_root(), home: path("HOME"), state_home: path("XDG_STATE_HOME") }
+        let cores =
+            std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
+        Self {
+            is_root: nix::unistd::geteuid().is_root(),
+            home: path("HOME"),
+            state_home: path("XDG_STATE_HOME"),
+            memory_bytes: memory_bytes(),
+            cores,
+        }
+    }
+
+    /// What one sandbox may ask for at most: no more memory and CPU than there is.
+    fn most(&self) -> Limits {
+        let memory = self.memory_bytes.unwrap_or(Limits::MAX.memory_bytes);
+        Limits {
+            // a small machine still takes what a sandbox has by default
+            memory_bytes: memory.clamp(Limits::DEFAULT.memory_bytes, Limits::MAX.memory_bytes),
+            cpu_millis: self.cores.saturating_mul(1000).clamp(Limits::DEFAULT.cpu_millis, Limits::MAX.cpu_millis),
+            disk_bytes: memory.clamp(Limits::DEFAULT.disk_bytes, Limits::MAX.disk_bytes),
+            ..Limits::MAX
+        }
     }
 
     /// Where state lies by default; empty when nobody says where this user's files are.
@@ -78,6 +102,14 @@ impl Host {
         let state = self.state_home.clone().or_else(|| Some(self.home.as_ref()?.join(".local/state")));
         state.map(|folder| folder.join(USER_DATA_DIR)).unwrap_or_default()
     }
+}
+
+/// The machine's memory, from `MemTotal` in kB (proc_meminfo(5)).
+fn memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// The settings where nobody says otherwise.
@@ -98,6 +130,7 @@ pub(super) fn settings(mode: Mode, host: &Host) -> Settings {
         pool_min_size: POOL_MIN_SIZE,
         pool_max_size: POOL_MAX_SIZE,
         sandbox_limits: Limits::DEFAULT,
+        sandbox_limits_max: host.most(),
         sandbox_runtime: SANDBOX_RUNTIME.to_owned(),
         require_isolation: false,
         // each costs its memory in every warm sandbox, about 8 MiB for Python

@@ -58,6 +58,23 @@ pub(super) fn check(resolved: &Resolved) -> Vec<Fault> {
     let rule = format!("must be at most journal_total_bytes: {one} is more than {all}");
     require(one <= all, "journal_execution_bytes", rule);
 
+    macro_rules! at_most {
+        ($($limit:ident: $setting:literal, $bound:literal);*) => {$(
+            let (own, most) = (settings.sandbox_limits.$limit, settings.sandbox_limits_max.$limit);
+            require(own <= most, $setting, format!("must be at most {}: {own} is more than {most}", $bound));
+        )*};
+    }
+    at_most!(
+        memory_bytes: "sandbox_memory_bytes", "sandbox_memory_bytes_max";
+        cpu_millis: "sandbox_cpu_millis", "sandbox_cpu_millis_max";
+        pids: "sandbox_pids", "sandbox_pids_max";
+        disk_bytes: "sandbox_disk_bytes", "sandbox_disk_bytes_max";
+        open_files: "sandbox_open_files", "sandbox_open_files_max";
+        output_bytes: "sandbox_output_bytes", "journal_execution_bytes";
+        execution_seconds: "sandbox_execution_seconds", "sandbox_execution_seconds_max";
+        cpu_weight: "sandbox_cpu_weight", "sandbox_cpu_weight_max"
+    );
+
     if let Some(secret) = settings.jwt_secret.as_ref().map(|secret| secret.reveal()) {
         let known = is_well_known(secret);
         let rule = "must not be a value that everybody knows unless the server listens on loopback only";

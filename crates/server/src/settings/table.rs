@@ -228,6 +228,124 @@ pub static TABLE: &[Row] = &[
         |s| Some(s.sandbox_limits.disk_bytes.to_string())
     ),
     row!(
+        "sandbox_open_files",
+        Number,
+        RUNNERS,
+        "Files that one process of a sandbox may have open, unless its caller says otherwise",
+        |s, text| put(
+            &mut s.sandbox_limits.open_files,
+            values::whole(text, Limits::MIN.open_files, Limits::MAX.open_files)
+        ),
+        |s| Some(s.sandbox_limits.open_files.to_string())
+    ),
+    row!(
+        "sandbox_output_bytes",
+        Bytes,
+        RUNNERS,
+        "How much of one execution's output is kept in a sandbox whose caller does not say; by default journal_execution_bytes",
+        |s, text| put(
+            &mut s.sandbox_limits.output_bytes,
+            values::bytes(text, Limits::MIN.output_bytes, Limits::MAX.output_bytes)
+        ),
+        |s| Some(s.sandbox_limits.output_bytes.to_string())
+    ),
+    row!(
+        "sandbox_execution_seconds",
+        Number,
+        RUNNERS,
+        "The longest that an execution in the foreground may take in a sandbox whose caller does not say",
+        |s, text| put(
+            &mut s.sandbox_limits.execution_seconds,
+            values::whole(text, Limits::MIN.execution_seconds, Limits::MAX.execution_seconds)
+        ),
+        |s| Some(s.sandbox_limits.execution_seconds.to_string())
+    ),
+    row!(
+        "sandbox_cpu_weight",
+        Number,
+        RUNNERS,
+        "Share of the CPU of one sandbox against that of others when there is too little, unless its caller says otherwise",
+        |s, text| put(
+            &mut s.sandbox_limits.cpu_weight,
+            values::whole(text, Limits::MIN.cpu_weight, Limits::MAX.cpu_weight)
+        ),
+        |s| Some(s.sandbox_limits.cpu_weight.to_string())
+    ),
+    row!(
+        "sandbox_memory_bytes_max",
+        Bytes,
+        RUNNERS,
+        "The most memory that a caller may ask for; by default the host's",
+        |s, text| put(
+            &mut s.sandbox_limits_max.memory_bytes,
+            values::bytes(text, Limits::MIN.memory_bytes, Limits::MAX.memory_bytes)
+        ),
+        |s| Some(s.sandbox_limits_max.memory_bytes.to_string())
+    ),
+    row!(
+        "sandbox_cpu_millis_max",
+        Number,
+        RUNNERS,
+        "The most CPU that a caller may ask for, in thousandths of a core; by default the host's",
+        |s, text| put(
+            &mut s.sandbox_limits_max.cpu_millis,
+            values::whole(text, Limits::MIN.cpu_millis, Limits::MAX.cpu_millis)
+        ),
+        |s| Some(s.sandbox_limits_max.cpu_millis.to_string())
+    ),
+    row!(
+        "sandbox_pids_max",
+        Number,
+        RUNNERS,
+        "The most processes and threads that a caller may ask for",
+        |s, text| put(&mut s.sandbox_limits_max.pids, values::whole(text, Limits::MIN.pids, Limits::MAX.pids)),
+        |s| Some(s.sandbox_limits_max.pids.to_string())
+    ),
+    row!(
+        "sandbox_disk_bytes_max",
+        Bytes,
+        RUNNERS,
+        "The most bytes in writable folders that a caller may ask for; by default the host's memory",
+        |s, text| put(
+            &mut s.sandbox_limits_max.disk_bytes,
+            values::bytes(text, Limits::MIN.disk_bytes, Limits::MAX.disk_bytes)
+        ),
+        |s| Some(s.sandbox_limits_max.disk_bytes.to_string())
+    ),
+    row!(
+        "sandbox_open_files_max",
+        Number,
+        RUNNERS,
+        "The most open files of a process that a caller may ask for",
+        |s, text| put(
+            &mut s.sandbox_limits_max.open_files,
+            values::whole(text, Limits::MIN.open_files, Limits::MAX.open_files)
+        ),
+        |s| Some(s.sandbox_limits_max.open_files.to_string())
+    ),
+    row!(
+        "sandbox_execution_seconds_max",
+        Number,
+        RUNNERS,
+        "The longest that a caller may allow an execution in the foreground to take",
+        |s, text| put(
+            &mut s.sandbox_limits_max.execution_seconds,
+            values::whole(text, Limits::MIN.execution_seconds, Limits::MAX.execution_seconds)
+        ),
+        |s| Some(s.sandbox_limits_max.execution_seconds.to_string())
+    ),
+    row!(
+        "sandbox_cpu_weight_max",
+        Number,
+        RUNNERS,
+        "The largest share of the CPU that a caller may ask for",
+        |s, text| put(
+            &mut s.sandbox_limits_max.cpu_weight,
+            values::whole(text, Limits::MIN.cpu_weight, Limits::MAX.cpu_weight)
+        ),
+        |s| Some(s.sandbox_limits_max.cpu_weight.to_string())
+    ),
+    row!(
         "sandbox_runtime",
         Text,
         RUNNERS,

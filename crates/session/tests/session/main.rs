@@ -8,6 +8,7 @@ mod creates;
 mod forks;
 mod keeping;
 mod lives;
+mod networks;
 mod nodes;
 mod pauses;
 mod races;

@@ -362,7 +362,21 @@ pub(crate) async fn details_are_kept(store: &dyn SessionStore) {
     let odd = "\0 \u{1}0 ü".to_owned();
     let details = SessionDetails {
         env: BTreeMap::from([("A".into(), odd.clone())]),
-        limits: Some(WantedLimits { memory_bytes: u64::MAX, cpu_millis: 1, pids: 2, disk_bytes: 3 }),
+        network: WantedNetwork {
+            mode: "egress".into(),
+            allow: vec!["*.example.org:*".into()],
+            deny: vec!["a.example.org".into(), "10.0.0.0/8".into()],
+        },
+        limits: Some(WantedLimits {
+            memory_bytes: u64::MAX,
+            cpu_millis: 1,
+            pids: 2,
+            disk_bytes: 3,
+            open_files: 4,
+            output_bytes: u64::MAX - 1,
+            execution_seconds: 5,
+            cpu_weight: 6,
+        }),
         timeout_seconds: 9,
         idle_timeout_seconds: 8,
         on_timeout: TimeoutAction::Delete,

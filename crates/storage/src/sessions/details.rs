@@ -16,6 +16,8 @@ pub struct SessionDetails {
     pub env: BTreeMap<String, String>,
     /// limits other than the template's; a zero is the template's
     pub limits: Option<WantedLimits>,
+    /// what of the network its sandbox sees
+    pub network: WantedNetwork,
     /// how long it may run, in seconds; 0 for ever, as sessions of early versions have it
     pub timeout_seconds: u32,
     /// how long it may be idle, in seconds; 0 for ever
@@ -53,11 +55,26 @@ pub struct SessionDetails {
 
 /// Limits as they were asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WantedLimits {
     pub memory_bytes: u64,
     pub cpu_millis: u32,
     pub pids: u32,
     pub disk_bytes: u64,
+    pub open_files: u32,
+    pub output_bytes: u64,
+    pub execution_seconds: u32,
+    pub cpu_weight: u32,
+}
+
+/// A network policy as it was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WantedNetwork {
+    /// the mode's word; empty for the default
+    pub mode: String,
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
 }
 
 /// What happens to a session at a timeout.
@@ -148,5 +165,8 @@ mod tests {
     #[test]
     fn what_an_earlier_version_wrote_is_read_with_defaults() {
         assert_eq!(serde_json::from_str::<SessionDetails>("{}").unwrap(), SessionDetails::default());
+        let limits = r#"{"memory_bytes": 1, "cpu_millis": 2, "pids": 3, "disk_bytes": 4}"#;
+        let known = WantedLimits { memory_bytes: 1, cpu_millis: 2, pids: 3, disk_bytes: 4, ..WantedLimits::default() };
+        assert_eq!(serde_json::from_str::<WantedLimits>(limits).unwrap(), known);
     }
 }

@@ -27,6 +27,14 @@ pub(super) struct SandboxRecord {
     cpu_millis: u32,
     pids: u32,
     disk_bytes: u64,
+    #[serde(default = "open_files")]
+    open_files: u32,
+    #[serde(default = "output_bytes")]
+    output_bytes: u64,
+    #[serde(default = "execution_seconds")]
+    execution_seconds: u32,
+    #[serde(default = "cpu_weight")]
+    cpu_weight: u32,
     metadata: BTreeMap<String, String>,
     acquired_at: SystemTime,
     expires_at: SystemTime,
@@ -47,6 +55,10 @@ impl From<&SandboxEntry> for SandboxRecord {
             cpu_millis: entry.limits.cpu_millis,
             pids: entry.limits.pids,
             disk_bytes: entry.limits.disk_bytes,
+            open_files: entry.limits.open_files,
+            output_bytes: entry.limits.output_bytes,
+            execution_seconds: entry.limits.execution_seconds,
+            cpu_weight: entry.limits.cpu_weight,
             metadata: entry.metadata.clone(),
             acquired_at: entry.acquired_at,
             expires_at: entry.expires_at,
@@ -57,6 +69,7 @@ impl From<&SandboxEntry> for SandboxRecord {
 impl SandboxRecord {
     pub(super) fn entry(self) -> Result<SandboxEntry, StorageError> {
         let Self { memory_bytes, cpu_millis, pids, disk_bytes, .. } = self;
+        let Self { open_files, output_bytes, execution_seconds, cpu_weight, .. } = self;
         Ok(SandboxEntry {
             id: self.id.parse().map_err(|_| corrupt(format!("sandbox id {:?}", self.id)))?,
             tenant: self.tenant,
@@ -66,12 +79,38 @@ impl SandboxRecord {
             template: self.template,
             paused: self.paused,
             ended: self.ended,
-            limits: Limits { memory_bytes, cpu_millis, pids, disk_bytes },
+            limits: Limits {
+                memory_bytes,
+                cpu_millis,
+                pids,
+                disk_bytes,
+                open_files,
+                output_bytes,
+                execution_seconds,
+                cpu_weight,
+            },
             metadata: self.metadata,
             acquired_at: self.acquired_at,
             expires_at: self.expires_at,
         })
     }
+}
+
+/// What sandboxes of versions had that did not know this limit yet; so for those below.
+fn open_files() -> u32 {
+    Limits::DEFAULT.open_files
+}
+
+fn output_bytes() -> u64 {
+    Limits::DEFAULT.output_bytes
+}
+
+fn execution_seconds() -> u32 {
+    Limits::DEFAULT.execution_seconds
+}
+
+fn cpu_weight() -> u32 {
+    Limits::DEFAULT.cpu_weight
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -139,4 +178,24 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, what: &str) -> Result<T, Sto
 pub(super) fn read_or_skip<T: DeserializeOwned>(text: &str, what: &str) -> Option<T> {
     let record = read(text, what);
     record.inspect_err(|error| tracing::warn!(%error, "skipped an entry of the directory")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use cloud_sandbox_model::{NodeId, SandboxId};
+
+    use super::*;
+
+    #[test]
+    fn entry_of_an_earlier_version_is_read_with_the_limits_that_it_had() {
+        let text = r#"{"id": "ID", "tenant": "t", "user": "u", "node": "NODE",
+            "node_address": "a", "template": "host", "paused": false, "memory_bytes": 1, "cpu_millis": 2, "pids": 3,
+            "disk_bytes": 4, "metadata": {}, "acquired_at": {"secs_since_epoch": 0, "nanos_since_epoch": 0},
+            "expires_at": {"secs_since_epoch": 0, "nanos_since_epoch": 0}}"#;
+        let text = text.replace("ID", &SandboxId::generate().to_string());
+        let text = text.replace("NODE", &NodeId::generate().to_string());
+        let entry = read::<SandboxRecord>(&text, "an entry").unwrap().entry().unwrap();
+        let own = Limits { memory_bytes: 1, cpu_millis: 2, pids: 3, disk_bytes: 4, ..Limits::DEFAULT };
+        assert_eq!(entry.limits, own);
+    }
 }

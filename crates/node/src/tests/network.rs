@@ -1,0 +1,125 @@
+//! What of the network a sandbox sees, from its acquire to its end.
+
+use std::time::Duration;
+
+use cloud_sandbox_model::SandboxId;
+use cloud_sandbox_proto::{
+    node::v1::UpdateSandboxRequest,
+    v1::{AcquireSandboxRequest, NetworkMode, NetworkPolicy, Sandbox},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+use super::harness::*;
+
+fn policy(mode: NetworkMode, allow: &[&str]) -> NetworkPolicy {
+    let allow = allow.iter().map(ToString::to_string).collect();
+    NetworkPolicy { mode: mode.into(), allow, deny: Vec::new() }
+}
+
+fn wanted(policy: NetworkPolicy) -> AcquireSandboxRequest {
+    AcquireSandboxRequest { network: Some(policy), ..Default::default() }
+}
+
+impl World {
+    async fn set_network(&self, id: SandboxId, policy: NetworkPolicy) -> Result<Sandbox, Failure> {
+        let request = UpdateSandboxRequest { sandbox_id: id.to_string(), network: Some(policy) };
+        let answer = self.client().update_sandbox(request).await.map_err(|status| Failure::of(&status))?;
+        Ok(answer.into_inner().sandbox.unwrap())
+    }
+
+    /// The proxy that a process of the sandbox is told of.
+    async fn proxy(&self, id: SandboxId) -> Option<String> {
+        self.execute(argv(id, &["true"])).await.unwrap();
+        self.script.last_start().env.get("https_proxy").cloned()
+    }
+}
+
+/// The first line and the body of what the proxy says to a CONNECT; `None` when nobody listens there.
+async fn connect(proxy: &str, host: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(proxy.trim_start_matches("http://")).await.ok()?;
+    let request = format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.expect("the proxy answers").ok()?;
+    Some(answer)
+}
+
+#[tokio::test]
+async fn programs_are_told_of_the_proxy_and_the_proxy_of_the_policy() {
+    let world = World::start(1, 3).await;
+    let answer = world.try_acquire(wanted(policy(NetworkMode::Egress, &["example.org"]))).await.unwrap();
+    assert!(answer.warm, "a policy needs no sandbox of its own");
+    let id = id_of(&answer);
+    assert_eq!(answer.sandbox.unwrap().network, Some(policy(NetworkMode::Egress, &["example.org"])));
+    let proxy = world.proxy(id).await.unwrap();
+    let denied = connect(&proxy, "other.example.net:443").await.unwrap();
+    assert!(denied.starts_with("HTTP/1.1 403"), "{denied}");
+
+    // what a caller says of a proxy himself stands
+    let mut own = argv(id, &["true"]);
+    own.env.insert("https_proxy".into(), "http://own".into());
+    world.execute(own).await.unwrap();
+    assert_eq!(world.script.last_start().env["https_proxy"], "http://own");
+
+    let none = world.set_network(id, policy(NetworkMode::None, &[])).await.unwrap();
+    assert_eq!(none.network, Some(policy(NetworkMode::None, &[])));
+    assert_eq!(world.proxy(id).await, None);
+    let refused = connect(&proxy, "example.org:443").await.unwrap();
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("no network"), "{refused}");
+
+    world.set_network(id, policy(NetworkMode::Egress, &["*"])).await.unwrap();
+    assert_eq!(world.proxy(id).await, Some(proxy.clone()), "the way is the same");
+
+    world.release(id).await.unwrap();
+    for _ in 0..500 {
+        if connect(&proxy, "example.org:443").await.is_none() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the proxy outlives its sandbox");
+}
+
+#[tokio::test]
+async fn sandbox_without_a_policy_has_no_proxy() {
+    let world = World::start(0, 3).await;
+    let id = world.acquire().await;
+    assert_eq!(world.proxy(id).await, None);
+    assert_eq!(world.get(id).await.unwrap().network, Some(policy(NetworkMode::None, &[])));
+}
+
+#[tokio::test]
+async fn what_breaks_a_rule_is_named_and_changes_nothing() {
+    let world = World::start(0, 3).await;
+    let bad = policy(NetworkMode::Egress, &["fine.example", "127.0.0.0/8"]);
+    let refused = world.try_acquire(wanted(bad.clone())).await.unwrap_err();
+    assert!(refused.message.contains("network.allow[1]"), "{}", refused.message);
+
+    let id = world.acquire().await;
+    let refused = world.set_network(id, bad).await.unwrap_err();
+    assert!(refused.message.contains("network.allow[1]"), "{}", refused.message);
+    assert_eq!(world.get(id).await.unwrap().network, Some(policy(NetworkMode::None, &[])));
+    assert_eq!(
+        world.set_network(SandboxId::generate(), policy(NetworkMode::None, &[])).await.unwrap_err().kind,
+        "NOT_FOUND"
+    );
+}
+
+#[tokio::test]
+async fn way_that_cannot_be_made_fails_the_acquire_and_is_no_change() {
+    let world = World::start(0, 3).await;
+    let refused = world.try_acquire(wanted(policy(NetworkMode::Open, &[]))).await.unwrap_err();
+    assert_eq!(refused.words(), ("FAILED_PRECONDITION", "UNSUPPORTED_BY_HOST"));
+
+    let id = world.acquire().await;
+    world.runtime.set_failing("listen", true);
+    assert_eq!(world.set_network(id, policy(NetworkMode::Egress, &["*"])).await.unwrap_err().kind, "INTERNAL");
+    assert_eq!(world.proxy(id).await, None);
+    world.runtime.set_failing("listen", false);
+    world.set_network(id, policy(NetworkMode::Egress, &["*"])).await.unwrap();
+    assert!(world.proxy(id).await.is_some());
+}
