@@ -44,10 +44,15 @@ impl Flow {
         Self { network, policy, mode, host, address, port, meter, end: "sandbox_ended" }
     }
 
+    /// What counts its bytes.
+    pub(crate) fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
+    }
+
     /// Carries the connection until `carry` is done, nothing has gone through it for `patience`, the policy does not allow it any more,
     /// or `cancel` says that the sandbox has ended.
     pub(crate) async fn run(mut self, carry: impl Future<Output = ()>, patience: Duration, cancel: CancellationToken) {
-        let revoked = self.network.revoked(self.policy.clone(), &self.host, self.address, self.port);
+        let revoked = self.network.revoked(self.policy.clone(), self.mode, &self.host, self.address, self.port);
         self.end = tokio::select! {
             biased;
             () = cancel.cancelled_owned() => "sandbox_ended",

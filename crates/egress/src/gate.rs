@@ -80,7 +80,7 @@ impl Network {
         // a change from here on is seen by the flow, which has this very receiver
         let mut policy = self.policy.clone();
         let mut decided = None;
-        match self.reach(&mut policy, host, port, &mut decided).await {
+        match self.reach(&mut policy, mode, host, port, &mut decided).await {
             Ok((address, stream)) => {
                 let meter = Arc::new(Meter::new(Arc::clone(self)));
                 let flow =
@@ -94,6 +94,20 @@ impl Network {
         }
     }
 
+    /// Allows a sandbox to exchange datagrams with an address, or says why not.
+    pub(crate) fn admit(self: &Arc<Self>, mode: &'static str, address: IpAddr, port: u16) -> Result<Flow, Decision> {
+        let mut policy = self.policy.clone();
+        let host = address.to_string();
+        let gone = policy.has_changed().is_err();
+        let decision = self.decide(&policy.borrow_and_update(), mode, &host, address, port);
+        if gone || !decision.is_allowed() {
+            return Err(if gone { Decision::ModeNone } else { decision });
+        }
+        let meter = Arc::new(Meter::new(Arc::clone(self)));
+        Ok(Flow::new(Arc::clone(self), policy, mode, host, address, port, meter))
+    }
+
+    /// Counts and logs a connection that was not made.
     pub(crate) fn note_refusal(
         &self,
         mode: &'static str,
@@ -118,6 +132,7 @@ impl Network {
     async fn reach(
         &self,
         policy: &mut watch::Receiver<NetworkPolicy>,
+        mode: &'static str,
         host: &str,
         port: u16,
         decided: &mut Option<IpAddr>,
@@ -133,7 +148,7 @@ impl Network {
         let allowed = {
             let policy = policy.borrow_and_update();
             let allows = |address: &IpAddr| {
-                let decision = policy.decide_address(host, *address, port, &self.own);
+                let decision = self.decide(&policy, mode, host, *address, port);
                 let allowed = decision.is_allowed();
                 if !allowed && denied.is_none() {
                     *decided = Some(*address);

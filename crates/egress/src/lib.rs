@@ -18,6 +18,7 @@ mod flow;
 mod gate;
 mod log;
 mod metered;
+mod open;
 mod proxy;
 mod upstream;
 
@@ -30,10 +31,10 @@ use std::{
 };
 
 use cloud_sandbox_model::{
-    NetworkPolicy, SandboxId,
+    NetworkMode, NetworkPolicy, SandboxId,
     network::{Decision, HostAddresses},
 };
-use cloud_sandbox_runtime::Listener;
+use cloud_sandbox_runtime::{BoxedPackets, Interface, Listener};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,8 @@ pub use upstream::{SystemUpstream, TEST_UPSTREAM, Upstream, from_environment};
 pub const PROXY_PORT: u16 = 3128;
 /// The most connections of one sandbox to its proxy at once.
 pub const CONNECTIONS_MAX: usize = 256;
+/// The most TCP connections of one sandbox over its interface at once, and the most exchanges of datagrams.
+pub const FLOWS_MAX: usize = 256;
 /// The most names that are looked up at once for one sandbox: each takes a thread until its resolver gives up.
 const LOOKUPS_MAX: usize = 8;
 
@@ -95,6 +98,12 @@ impl Egress {
         proxy::serve(&self.network, listener, &cancel).await;
     }
 
+    /// Carries what a sandbox sends over its interface, where the policy's mode is `open`, until `cancel` or the packets say that
+    /// the sandbox has ended. Nothing is left when it returns; what is carried is cut when the future is dropped.
+    pub async fn serve_packets(&self, packets: BoxedPackets, interface: Interface, cancel: CancellationToken) {
+        open::serve(&self.network, packets, interface, &cancel).await;
+    }
+
     /// What has gone over the network so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
@@ -139,10 +148,19 @@ impl Network {
         self.received.increment(bytes);
     }
 
+    fn decide(&self, policy: &NetworkPolicy, mode: &'static str, host: &str, address: IpAddr, port: u16) -> Decision {
+        // an interface that is still there when the mode has changed is no way to what the proxy may reach
+        if mode == open::MODE && policy.mode() != NetworkMode::Open {
+            return Decision::ModeNone;
+        }
+        policy.decide_address(host, address, port, &self.own)
+    }
+
     /// Resolves when a connection that was decided by the policy as `policy` has seen it last is not allowed any more.
     async fn revoked(
         &self,
         mut policy: watch::Receiver<NetworkPolicy>,
+        mode: &'static str,
         host: &str,
         address: IpAddr,
         port: u16,
@@ -151,7 +169,7 @@ impl Network {
             if policy.changed().await.is_err() {
                 return Decision::ModeNone;
             }
-            let decision = policy.borrow_and_update().decide_address(host, address, port, &self.own);
+            let decision = self.decide(&policy.borrow_and_update(), mode, host, address, port);
             if !decision.is_allowed() {
                 return decision;
             }

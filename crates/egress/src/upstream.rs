@@ -31,6 +31,9 @@ pub trait Upstream: Send + Sync + 'static {
 
     /// A socket that exchanges datagrams with an address that was allowed, and with nobody else.
     async fn datagrams(&self, to: SocketAddr) -> io::Result<UdpSocket>;
+
+    /// The resolver that the host itself asks, for sandboxes that ask their gateway.
+    fn resolver(&self) -> Option<SocketAddr>;
 }
 
 /// The host's own resolver and sockets.
@@ -69,6 +72,15 @@ impl Upstream for SystemUpstream {
         socket.connect(to).await?;
         Ok(socket)
     }
+
+    fn resolver(&self) -> Option<SocketAddr> {
+        first_nameserver(&std::fs::read_to_string("/etc/resolv.conf").ok()?)
+    }
+}
+
+fn first_nameserver(configuration: &str) -> Option<SocketAddr> {
+    let named = |line: &str| line.strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok();
+    configuration.lines().find_map(named).map(|address| SocketAddr::new(address, 53))
 }
 
 /// What sandboxes are connected through in this process: the system, but for what [`TEST_UPSTREAM`] names.
@@ -103,7 +115,7 @@ impl Mapped {
     fn parse(text: &str, rest: SystemUpstream) -> Result<Self, MalformedUpstream> {
         let malformed = |entry: &str| MalformedUpstream(entry.to_owned());
         let mut hosts = Vec::new();
-        for (entry, number) in text.split(',').zip(1u8..) {
+        for (entry, number) in text.split(',').zip(1u8..=254) {
             let (host, to) = entry.split_once('=').ok_or_else(|| malformed(entry))?;
             let to: SocketAddr = to.parse().map_err(|_| malformed(entry))?;
             let address = host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::new(203, 0, 113, number)));
@@ -133,6 +145,10 @@ impl Upstream for Mapped {
     async fn datagrams(&self, to: SocketAddr) -> io::Result<UdpSocket> {
         self.rest.datagrams(self.mapped(to)).await
     }
+
+    fn resolver(&self) -> Option<SocketAddr> {
+        self.rest.resolver()
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +165,13 @@ mod tests {
         assert_eq!(mapped.mapped("203.0.113.77:9".parse().unwrap()), "[::1]:53".parse().unwrap());
         assert_eq!(mapped.mapped("198.51.100.1:9".parse().unwrap()), "198.51.100.1:9".parse().unwrap());
         assert_eq!(mapped.resolve("127.0.0.1").await.unwrap(), [IpAddr::from([127, 0, 0, 1])]);
+    }
+
+    #[test]
+    fn resolver_is_the_first_that_is_an_address() {
+        let text = "# nameserver 192.0.2.1\nsearch a.example\nnameserver fe80::1%eth0\nnameserver\t127.0.0.53\nnameserver 192.0.2.2\n";
+        assert_eq!(first_nameserver(text), Some("127.0.0.53:53".parse().unwrap()));
+        assert_eq!(first_nameserver("options edns0\n"), None);
     }
 
     #[test]

@@ -90,6 +90,14 @@ async fn end_of_the_sandbox_cuts_everything_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_carried_is_cut_when_nobody_serves_any_more() {
+    let world = World::with_echo(&["a.example"], &[]).await;
+    let mut tunnel = opened(&world, "a.example:443").await;
+    world.abort().await;
+    ended(&mut tunnel).await;
+}
+
+#[tokio::test]
 async fn request_that_nobody_waits_for_any_more_ends_its_connection() {
     let (ended, end) = tokio::sync::oneshot::channel();
     let ended = std::sync::Arc::new(std::sync::Mutex::new(Some(ended)));

@@ -8,5 +8,6 @@ mod changes;
 mod forward;
 mod hostile;
 mod policy;
+mod timeouts;
 mod tunnel;
 mod world;

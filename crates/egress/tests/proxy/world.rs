@@ -38,6 +38,11 @@ pub async fn until(mut holds: impl FnMut() -> bool) {
     .await;
 }
 
+/// A name that is never resolved.
+pub const UNRESOLVED: &str = "unresolved.example";
+/// An address that never answers.
+pub const SILENT: &str = "203.0.113.99";
+
 /// Public hosts that are listeners of the test.
 #[derive(Default)]
 pub struct Hosts {
@@ -74,6 +79,9 @@ impl Hosts {
 impl Upstream for Hosts {
     async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
         self.resolved.lock().unwrap().push(host.to_owned());
+        if host == UNRESOLVED {
+            std::future::pending::<()>().await;
+        }
         let mut names = self.names.lock().unwrap();
         let answers = names.get_mut(host).ok_or_else(|| io::Error::other("no such name"))?;
         Ok(if answers.len() > 1 { answers.pop_front().unwrap() } else { answers[0].clone() })
@@ -81,12 +89,19 @@ impl Upstream for Hosts {
 
     async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         self.connected.lock().unwrap().push(to);
+        if to.ip().to_string() == SILENT {
+            std::future::pending::<()>().await;
+        }
         let at = self.places.lock().unwrap().get(&to.ip()).copied();
         TcpStream::connect(at.ok_or(io::ErrorKind::ConnectionRefused)?).await
     }
 
     async fn datagrams(&self, _: SocketAddr) -> io::Result<UdpSocket> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn resolver(&self) -> Option<SocketAddr> {
+        None
     }
 }
 
@@ -181,6 +196,12 @@ impl World {
         stream.write_all(request.as_bytes()).await.unwrap();
         let head = read_head(&mut stream).await;
         (head, stream)
+    }
+
+    /// Drops what serves, in the middle of it.
+    pub async fn abort(self) {
+        self.served.abort();
+        assert!(soon(self.served).await.unwrap_err().is_cancelled());
     }
 
     /// Ends the sandbox; returns when nothing is left.
