@@ -204,9 +204,9 @@ class ExecuteRequest(_message.Message):
     stdin: _builtins.str
     """What the process reads from standard input, which then ends. Up to 1 MiB. Default: empty."""
     timeout_ms: _builtins.int
-    """After so many milliseconds the process and its session are killed, 1 to 86400000. Code in a context is interrupted
-    then, so long after its turn began, and its interpreter killed when that does not help within a second. Default:
-    60000.
+    """After so many milliseconds the process and its session are killed, 1 to 86400000, and in the foreground no more than
+    the sandbox's `execution_seconds`. Code in a context is interrupted then, so long after its turn began, and its
+    interpreter killed when that does not help within a second. Default: 60000, or that limit where it is less.
     """
     max_output_bytes: _builtins.int
     """How much of standard output, and of standard error, is returned, in bytes: up to 8388608 (8 MiB). The answer says

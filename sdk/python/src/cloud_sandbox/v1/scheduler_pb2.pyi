@@ -115,7 +115,7 @@ class ResourceLimits(_message.Message):
     dropped, counted and told.
     """
     execution_seconds: _builtins.int
-    """The longest that one execution in the foreground may take, in seconds: 1 to 86400. A longer `timeout_seconds` of an
+    """The longest that one execution in the foreground may take, in seconds: 1 to 86400. A longer `timeout_ms` of an
     execution is refused.
     """
     cpu_weight: _builtins.int
