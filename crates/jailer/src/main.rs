@@ -5,6 +5,7 @@ mod fault;
 mod namespaces;
 mod network;
 mod privileges;
+mod quotas;
 mod rootfs;
 
 use std::{

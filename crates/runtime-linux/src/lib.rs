@@ -14,6 +14,7 @@ mod ids;
 mod launch;
 mod network;
 mod programs;
+mod rlimits;
 mod runtime;
 mod sandbox;
 mod seccomp;
