@@ -24,7 +24,7 @@ them (`run_many_async` for `run_many`): its methods are awaited, its iterators i
 
 # title, file, and which classes and functions of it; none: all that are public
 SECTIONS: list[tuple[str, list[tuple[str, tuple[str, ...]]]]] = [
-    ("Sandboxes", [("_sync/_sandbox.py", ("Sandbox",))]),
+    ("Sandboxes", [("_sync/_sandbox.py", ("Sandbox",)), ("_network.py", ("Network",))]),
     (
         "In a sandbox or session",
         [("_sync/_workspace.py", ("Workspace",)), ("_sync/_contexts.py", ("Contexts",))],

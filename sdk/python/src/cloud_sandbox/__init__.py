@@ -25,6 +25,7 @@ from ._connection import Connection
 from ._files import FileEvent, FileInfo, FileMatch, FileUrl
 from ._junit import TestCase, TestReport
 from ._models import CodeContext, CommandInfo, Limits, Metrics, OutputMatch, SandboxInfo, Usage
+from ._network import Network
 from ._progress import Outcome
 from ._results import CodeError, CommandResult, Execution, FileChange, FileChanges, Gap, Logs, Output, Result
 from ._sessions import Checkpoint, LostItem, ResumeManifest, SessionEvent, SessionInfo
@@ -66,6 +67,7 @@ __all__ = [
     "Logs",
     "LostItem",
     "Metrics",
+    "Network",
     "Outcome",
     "Output",
     "OutputMatch",

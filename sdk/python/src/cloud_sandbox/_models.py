@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Optional, Union
 
+from ._network import Network
 from ._wire import moment, word
 from .errors import InvalidArgumentError
 from .v1 import context_pb2, exec_pb2, scheduler_pb2
@@ -84,6 +85,8 @@ class SandboxInfo:
     """When it was acquired."""
     expire_time: datetime
     """When its lease ends unless it is kept alive."""
+    network: Network
+    """What of the network it sees."""
 
     @classmethod
     def _read(cls, message: scheduler_pb2.Sandbox) -> SandboxInfo:
@@ -97,6 +100,7 @@ class SandboxInfo:
             metadata=dict(message.metadata),
             create_time=moment(message.create_time),
             expire_time=moment(message.expire_time),
+            network=Network._read(message.network),
         )
 
 

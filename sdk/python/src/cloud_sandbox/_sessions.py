@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Optional
 
 from ._models import Limits
+from ._network import Network
 from ._wire import moment, word
 from .v1 import session_pb2
 
@@ -143,6 +144,8 @@ class SessionInfo:
     """The session it was forked from; empty when it was not."""
     limits: Optional[Limits]
     """The limits that it was created with; `None` for the template's."""
+    network: Network
+    """What of the network its sandbox sees."""
 
     @classmethod
     def _read(cls, message: session_pb2.Session) -> SessionInfo:
@@ -167,6 +170,7 @@ class SessionInfo:
             resume_manifest=None if manifest is None else ResumeManifest._read(manifest),
             forked_from=message.forked_from,
             limits=Limits._read(message.limits) if message.HasField("limits") else None,
+            network=Network._read(message.network),
         )
 
 

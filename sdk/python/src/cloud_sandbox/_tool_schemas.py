@@ -36,8 +36,8 @@ def _text(description: str) -> dict[str, Any]:
 TOOLS = [
     _tool(
         "run_code",
-        "Run code in an isolated sandbox without network. Python and JavaScript keep their variables from call to call "
-        "and show the value of the last expression. Returns what was printed, values and errors.",
+        "Run code in an isolated sandbox, with little network or none. Python and JavaScript keep their variables from "
+        "call to call and show the value of the last expression. Returns what was printed, values and errors.",
         ["code"],
         code=_text("The source code."),
         language={

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Callable, Optional
 
 from .._models import LimitsLike
+from .._network import NetworkLike
 from .._progress import Outcome, Progress, ProgressLike
 from ..errors import CloudSandboxError, InvalidArgumentError
 from ._client import AsyncClient
@@ -30,6 +31,7 @@ async def run_many(
     timeout: float = 60.0,
     template: Optional[str] = None,
     envs: Optional[Mapping[str, str]] = None,
+    network: Optional[NetworkLike] = None,
     limits: Optional[LimitsLike] = None,
     prepare: Optional[Prepare] = None,
     progress: ProgressLike = False,
@@ -45,6 +47,7 @@ async def run_many(
         timeout: seconds after which each is ended.
         template: what the sandboxes are made from.
         envs: environment of everything run in them.
+        network: what of the network they see. Default: nothing.
         limits: limits other than the template's.
         prepare: is called with each sandbox and the snippet's place before it runs, to write files for example.
         progress: show a bar on standard error; or a function that is called with how many are done and of how many.
@@ -67,6 +70,7 @@ async def run_many(
                 template,
                 timeout=timeout + LEASE_MARGIN,
                 envs=envs,
+                network=network,
                 limits=limits,
                 client=client,
                 **connection,

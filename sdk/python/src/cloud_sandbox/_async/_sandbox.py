@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, List, Optional
 
 from .._models import LimitsLike, SandboxInfo, write_limits
+from .._network import NetworkLike, write_network
 from .._wire import Place, enum, labels, new_request_id, whole_seconds
 from ..errors import SandboxNotFoundError
 from ..v1 import scheduler_pb2
@@ -49,7 +50,7 @@ class AsyncSandbox(AsyncWorkspace):
         timeout: Optional[float] = 300,
         envs: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
-        network: Optional[str] = None,
+        network: Optional[NetworkLike] = None,
         limits: Optional[LimitsLike] = None,
         request_id: Optional[str] = None,
         client: Optional[AsyncClient] = None,
@@ -63,7 +64,8 @@ class AsyncSandbox(AsyncWorkspace):
                 begins the lease anew.
             envs: environment of everything run in it.
             metadata: labels to find it by.
-            network: what of the network it sees: `none`, the default.
+            network: what of the network it sees: a mode (`none`, the default, `egress` or `open`), or a `Network` that
+                says which hosts, too: `Network("egress", allow=["pypi.org", "*.pythonhosted.org"])`.
             limits: limits other than the template's: `{"memory_bytes": 2**30, "cpu_millis": 500}`.
             request_id: an id of your own, by which a repeated call finds the first sandbox instead of a second.
             client: the connection to use, instead of keywords that name one.
@@ -75,7 +77,6 @@ class AsyncSandbox(AsyncWorkspace):
             InvalidArgumentError: something given breaks a rule.
         """
         transport = transport_of(client, **connection)
-        mode = enum("network", scheduler_pb2.NetworkMode, network)
         request = scheduler_pb2.AcquireSandboxRequest(
             template=template or "",
             timeout_seconds=whole_seconds("timeout", timeout),
@@ -83,7 +84,7 @@ class AsyncSandbox(AsyncWorkspace):
             metadata=dict(metadata or {}),
             limits=write_limits(limits),
             request_id=request_id or new_request_id(),
-            network=scheduler_pb2.NetworkPolicy(mode=mode) if mode else None,
+            network=write_network(network),
         )
         answer = await transport.unary(request, scheduler_pb2.AcquireSandboxResponse, repeatable=True)
         return cls(transport, SandboxInfo._read(answer.sandbox), owned=True)
@@ -128,6 +129,17 @@ class AsyncSandbox(AsyncWorkspace):
             sandbox_id=self.sandbox_id, timeout_seconds=whole_seconds("timeout", timeout)
         )
         answer = await self._transport.unary(request, scheduler_pb2.KeepAliveSandboxResponse)
+        self.info = SandboxInfo._read(answer.sandbox)
+        return self.info
+
+    async def set_network(self, network: NetworkLike) -> SandboxInfo:
+        """Changes what of the network it sees from now on: connections that are not allowed any more are cut.
+
+        Args:
+            network: as in `create()`; it takes the place of the whole policy before.
+        """
+        request = scheduler_pb2.UpdateSandboxRequest(sandbox_id=self.sandbox_id, network=write_network(network))
+        answer = await self._transport.unary(request, scheduler_pb2.UpdateSandboxResponse)
         self.info = SandboxInfo._read(answer.sandbox)
         return self.info
 

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, List, Optional
 
 from .._models import LimitsLike, write_limits
+from .._network import NetworkLike, write_network
 from .._sessions import Checkpoint, SessionEvent, SessionInfo
 from .._wire import Place, enum, labels, new_request_id, whole_seconds
 from ..errors import SessionNotFoundError
-from ..v1 import scheduler_pb2, session_pb2
+from ..v1 import session_pb2
 from ._client import AsyncClient, transport_of
 from ._transport import AsyncTransport
 from ._workspace import AsyncWorkspace
@@ -60,7 +61,7 @@ class AsyncSession(AsyncWorkspace):
         auto_resume: bool = False,
         envs: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
-        network: Optional[str] = None,
+        network: Optional[NetworkLike] = None,
         limits: Optional[LimitsLike] = None,
         request_id: Optional[str] = None,
         client: Optional[AsyncClient] = None,
@@ -77,14 +78,13 @@ class AsyncSession(AsyncWorkspace):
             auto_resume: a use of it resumes it when it is paused.
             envs: environment of everything run in it.
             metadata: labels to find it by.
-            network: what of the network it sees: `none`, the default.
+            network: what of the network it sees: a mode (`none`, the default, `egress` or `open`), or a `Network`.
             limits: limits other than the template's.
             request_id: an id of your own, by which a repeated call finds the first session instead of a second.
             client: the connection to use, instead of keywords that name one.
             **connection: the server and the caller: see `Connection`.
         """
         transport = transport_of(client, **connection)
-        mode = enum("network", scheduler_pb2.NetworkMode, network)
         request = session_pb2.CreateSessionRequest(
             template=template or "",
             timeout_seconds=whole_seconds("timeout", timeout),
@@ -95,7 +95,7 @@ class AsyncSession(AsyncWorkspace):
             metadata=dict(metadata or {}),
             limits=write_limits(limits),
             request_id=request_id or new_request_id(),
-            network=scheduler_pb2.NetworkPolicy(mode=mode) if mode else None,
+            network=write_network(network),
         )
         answer = await transport.unary(request, session_pb2.CreateSessionResponse, repeatable=True)
         return cls(transport, SessionInfo._read(answer.session))
@@ -203,8 +203,9 @@ class AsyncSession(AsyncWorkspace):
         idle_timeout: Optional[float] = None,
         on_timeout: Optional[str] = None,
         auto_resume: Optional[bool] = None,
+        network: Optional[NetworkLike] = None,
     ) -> SessionInfo:
-        """Changes labels and timeouts. What is not given stays as it is.
+        """Changes labels, timeouts and the network. What is not given stays as it is.
 
         Args:
             metadata: labels to set.
@@ -213,12 +214,14 @@ class AsyncSession(AsyncWorkspace):
             idle_timeout: how long it may be idle, in whole seconds; 0 for ever.
             on_timeout: `pause` or `delete`.
             auto_resume: whether a use of it resumes it when it is paused.
+            network: what of the network it sees from now on, and after each resume.
         """
         request = session_pb2.UpdateSessionRequest(
             session_id=self.session_id,
             metadata=dict(metadata or {}),
             remove_metadata=list(remove_metadata),
             on_timeout=enum("on_timeout", session_pb2.TimeoutAction, on_timeout),
+            network=write_network(network),
         )
         if timeout is not None:
             request.timeout_seconds = whole_seconds("timeout", timeout)
@@ -232,6 +235,10 @@ class AsyncSession(AsyncWorkspace):
     async def set_timeout(self, timeout: float) -> SessionInfo:
         """Changes how long it may run from its last creation or resume, in whole seconds."""
         return await self.update(timeout=timeout)
+
+    async def set_network(self, network: NetworkLike) -> SessionInfo:
+        """Changes what of the network it sees from now on, and after each resume."""
+        return await self.update(network=network)
 
     async def checkpoint(self) -> Checkpoint:
         """Saves it and lets it go on. It must run."""
