@@ -113,6 +113,10 @@ bench: setup build ## measure speed and write docs/benchmarks.md
 bench-sdk: build $(VENV)/.sdk ## measure the Python SDK and write its section of docs/benchmarks.md
 	@$(VENV)/bin/python tests/bench/sdk.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
+.PHONY: bench-noisy-neighbour
+bench-noisy-neighbour: build ## measure what neighbours at their limits cost and write that section of docs/benchmarks.md
+	@python3 tests/bench/neighbours.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+
 .PHONY: clean
 clean: stop ## remove everything that was built or fetched here
 	cargo clean

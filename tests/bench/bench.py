@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import sessions
-from harness import Answer, Server, row, sdk_section, serving, timed
+from harness import Answer, Server, later_sections, row, serving, timed
 
 PYTHON = "print('Hello!')"
 CELL = {"code": "1+1", "context_id": "default"}
@@ -175,7 +175,7 @@ def main() -> None:
     text = measure(arguments.binary, arguments.rounds)
     print(text[text.index("\nMemory") :])
     if arguments.output:
-        arguments.output.write_text(text + sdk_section(arguments.output))
+        arguments.output.write_text(text + later_sections(arguments.output))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,20 @@ from typing import Any
 
 Answer = dict[str, Any]
 
-# the last section of the page is `sdk.py`'s
+# sections of the page that are written by themselves, in their order: `neighbours.py`'s and `sdk.py`'s
+NEIGHBOURS_HEADING = "## Noisy neighbours"
 SDK_HEADING = "## The Python SDK"
+HEADINGS = [NEIGHBOURS_HEADING, SDK_HEADING]
 
 
-def sdk_section(page: Path) -> str:
-    """That section as it stands, for whoever writes the page anew."""
-    _, heading, section = page.read_text().partition(f"\n{SDK_HEADING}\n") if page.exists() else ("", "", "")
-    return heading + section
+def later_sections(page: Path, after: str | None = None) -> str:
+    """Those sections as they stand, or those behind one of them, for whoever writes what is before."""
+    text = page.read_text() if page.exists() else ""
+    for heading in HEADINGS[HEADINGS.index(after) + 1 if after else 0 :]:
+        _, found, section = text.partition(f"\n{heading}\n")
+        if found:
+            return f"{heading}\n{section}"
+    return ""
 
 
 def free_port() -> int:

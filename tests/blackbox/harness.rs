@@ -48,10 +48,15 @@ impl Server {
 
     /// A server that finds what an earlier one kept.
     pub async fn in_folder(folder: TempDir, settings: Settings<'_>) -> Self {
+        Self::launched(Command::new(BINARY), folder, settings).await
+    }
+
+    /// A server that a command of the test's own starts, as another user for example.
+    pub async fn launched(mut command: Command, folder: TempDir, settings: Settings<'_>) -> Self {
         let (port, grpc_port) = (free_port(), free_port());
         let data_dir = folder.path().join("data");
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(BINARY)
+        let child = command
             .arg("serve")
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())

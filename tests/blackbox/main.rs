@@ -22,6 +22,7 @@ mod limits;
 mod postgres;
 #[path = "../setup/postgres.rs"]
 mod postgres_server;
+mod resources;
 #[path = "../setup/s3.rs"]
 mod s3_server;
 mod sandboxes;

@@ -7,6 +7,7 @@
 //! Invariant: what a run started is reaped here, its staged file is gone once it ended, and a node that hangs up leaves
 //! nothing of the run's session behind.
 
+mod disk;
 mod files;
 mod oom;
 mod process;

@@ -18,7 +18,7 @@ mod stat;
 mod terminal;
 mod user;
 
-use std::{sync::Arc, time::Instant};
+use std::{future::pending, sync::Arc, time::Instant};
 
 use cloud_sandbox_proto::agent::v1::{Exited, RunRequest, RunResponse, Start, Started, run_response::Event};
 use futures::{
@@ -28,6 +28,7 @@ use futures::{
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tonic::{Status, Streaming};
 
+use crate::disk::{self, Disk};
 pub use children::Children;
 use children::Exit;
 pub(crate) use children::keep_reaped;
@@ -87,19 +88,31 @@ impl Run {
         let pid_of_event = u32::try_from(pid).unwrap_or(0);
         let _ = events.send(Ok(response(Event::Started(Started { pid: pid_of_event })))).await;
 
-        let fault = tokio::select! {
-            () = relay(&outputs, control.as_ref(), &events, &ended, &mut staged) => None,
-            fault = input::feed(input, inputs) => Some(fault),
-            () = events.closed() => None,
+        let mut full = false;
+        let fault = {
+            let relayed = relay(&outputs, control.as_ref(), &events, &ended, &mut staged);
+            let fed = input::feed(input, inputs);
+            // of what is run in an interpreter, its node asks when it is over
+            let filled = async { if control.is_some() { pending().await } else { disk::until_full().await } };
+            tokio::pin!(relayed, fed, filled);
+            loop {
+                tokio::select! {
+                    () = &mut relayed => break None,
+                    fault = &mut fed => break Some(fault),
+                    () = events.closed() => break None,
+                    () = &mut filled, if !full => full = true,
+                }
+            }
         };
         if fault.is_some() || events.is_closed() {
             kill_session(&children, pid, &ended).await;
         }
         let exit = ended.await;
+        full |= Disk::now().full;
         drop(staged);
         let last = match (fault, exit) {
             (Some(fault), _) => Err(fault),
-            (None, Some(exit)) => Ok(response(Event::Exited(exited(exit, began)))),
+            (None, Some(exit)) => Ok(response(Event::Exited(exited(exit, began, full)))),
             (None, None) => Err(Status::internal(format!("lost the exit of process {pid}"))),
         };
         let _ = events.send(last).await;
@@ -143,7 +156,7 @@ async fn kill_session(children: &Children, leader: i32, ended: &Ended) {
     }
 }
 
-fn exited(exit: Exit, began: Instant) -> Exited {
+fn exited(exit: Exit, began: Instant, disk_full: bool) -> Exited {
     let wall_time = exit.at.saturating_duration_since(began);
     Exited {
         exit_code: exit.code,
@@ -151,7 +164,7 @@ fn exited(exit: Exit, began: Instant) -> Exited {
         cpu_time_us: exit.cpu_time_us,
         peak_memory_bytes: exit.peak_memory_bytes,
         wall_time_us: u64::try_from(wall_time.as_micros()).unwrap_or(u64::MAX),
-        disk_full: false,
+        disk_full,
     }
 }
 

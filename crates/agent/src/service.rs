@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    disk::Disk,
     process,
     process::{Children, Standstill},
     snapshot::Snapshots,
@@ -47,7 +48,9 @@ impl AgentService for Agent {
     type RunStream = ReceiverStream<Result<RunResponse, Status>>;
 
     async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Ok(Response::new(CheckResponse { version: env!("CARGO_PKG_VERSION").to_owned() }))
+        let Disk { used, full } = Disk::now();
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Response::new(CheckResponse { version, disk_used_bytes: used, disk_full: full }))
     }
 
     async fn prove_walls(&self, request: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {

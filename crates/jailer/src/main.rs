@@ -6,6 +6,7 @@ mod landlock;
 mod namespaces;
 mod network;
 mod privileges;
+mod quotas;
 mod rootfs;
 
 use std::{

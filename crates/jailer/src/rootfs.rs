@@ -15,7 +15,10 @@ use nix::{
     unistd::{chdir, pivot_root},
 };
 
-use crate::fault::{Fault, Step};
+use crate::{
+    fault::{Fault, Step},
+    quotas,
+};
 
 /// Where the new root grows: a folder that every host has and everybody may enter. Only this process sees it there.
 const NEW_ROOT: &str = "/tmp";
@@ -94,6 +97,7 @@ fn build_proc(root: &Root) -> Result<(), Fault> {
     make_folder(Path::new("/proc"))?;
     let flags = NO_PRIVILEGES | MsFlags::MS_NOEXEC;
     mount_new("proc", &inside(Path::new("/proc")), flags, "")?;
+    quotas::set(&inside(Path::new("/proc")))?;
     for path in &root.read_only {
         let target = inside(path);
         if target.exists() {

@@ -176,7 +176,7 @@ mod tests {
     }
 
     async fn get(nodes: &Nodes, entry: &SandboxEntry) -> Result<()> {
-        let request = v1::GetSandboxRequest { sandbox_id: entry.id.to_string() };
+        let request = v1::GetSandboxRequest { sandbox_id: entry.id.to_string(), with_usage: false };
         match nodes.client::<NodeClient>(&entry.node_address)?.get_sandbox(request).await {
             Ok(_) => Ok(()),
             Err(status) => Err(nodes.failed(entry, &status).await),
@@ -273,7 +273,7 @@ mod tests {
         let nodes = Nodes::new(directory, Arc::new(cloud_sandbox_rpc::RemoteDial::new(|upstream| upstream)));
         // port 9 (discard) of the loopback: nothing listens there
         let mut client = nodes.client::<NodeClient>("http://127.0.0.1:9").unwrap();
-        let request = v1::GetSandboxRequest { sandbox_id: node.id().to_string() };
+        let request = v1::GetSandboxRequest { sandbox_id: node.id().to_string(), with_usage: false };
         let error = failure(&client.get_sandbox(request).await.unwrap_err());
         assert_eq!((error.kind(), error.reason()), (ErrorKind::Unavailable, reason::NODE_UNREACHABLE));
     }

@@ -9,10 +9,8 @@ mod owner;
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use cloud_sandbox_egress::Egress;
@@ -21,9 +19,15 @@ use cloud_sandbox_model::{
     error::{Error, ErrorKind, Result, reason},
     network::NetworkPolicy,
 };
-use cloud_sandbox_proto::v1;
+use cloud_sandbox_proto::{
+    agent::v1::{CheckRequest, CheckResponse},
+    v1,
+};
 use cloud_sandbox_runtime::{Runtime, RuntimeError};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{agent::Agent, archive::gone, contexts::Contexts, executions::Executions, options::Options};
@@ -31,6 +35,10 @@ use crate::{agent::Agent, archive::gone, contexts::Contexts, executions::Executi
 pub(crate) use activity::{Activity, InUse};
 pub(crate) use lease::{ClaimKey, Lease};
 pub(crate) use owner::{Purpose, spawn};
+
+/// How long an agent may take to say how full its disk is. It answers within a millisecond, unless its sandbox leaves it no
+/// CPU: then nobody waits for it.
+const CHECK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a sandbox ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +48,8 @@ pub(crate) enum EndCause {
     Paused,
     LeaseEnded,
     AgentEnded,
+    /// the kernel killed its agent for the memory limit
+    OutOfMemory,
     Shutdown,
     /// it could not be made, or not be made what the caller wanted
     Failed,
@@ -57,6 +67,7 @@ impl EndCause {
             Self::Paused => "paused",
             Self::LeaseEnded => "lease",
             Self::AgentEnded => "agent",
+            Self::OutOfMemory => "oom_killed",
             Self::Shutdown => "shutdown",
             Self::Failed => "failed",
             Self::Evicted => "evicted",
@@ -72,6 +83,7 @@ impl fmt::Display for EndCause {
             Self::Paused => "its session was paused",
             Self::LeaseEnded => "its lease ended",
             Self::AgentEnded => "its agent ended",
+            Self::OutOfMemory => "the kernel ended it at its memory limit",
             Self::Shutdown => "its node shut down",
             Self::Failed => "it failed",
             Self::Evicted => "it made room for another",
@@ -161,7 +173,7 @@ pub(crate) struct Sandbox {
     runtime: Arc<dyn Runtime>,
     mailbox: mpsc::UnboundedSender<Command>,
     view: watch::Receiver<View>,
-    oom_kills_seen: AtomicU64,
+    hits: Mutex<Hits>,
     busy: Mutex<Option<Busy>>,
 }
 
@@ -288,20 +300,65 @@ impl Sandbox {
         }
     }
 
-    /// How many processes the kernel had killed for memory when somebody last looked.
-    pub(crate) fn oom_kills_seen(&self) -> u64 {
-        self.oom_kills_seen.load(Ordering::Relaxed)
+    /// How often limits had been hit when somebody last looked.
+    pub(crate) fn hits_seen(&self) -> Hits {
+        *self.hits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks how many they are now; the last known number where the host cannot tell.
-    pub(crate) async fn oom_kills(&self) -> u64 {
-        if let Ok(usage) = self.runtime.usage(self.id).await
-            && let Some(kills) = usage.oom_kills
-        {
-            self.oom_kills_seen.fetch_max(kills, Ordering::Relaxed);
-        }
-        self.oom_kills_seen()
+    /// Looks how often they have been now; what was last known where the host cannot tell.
+    pub(crate) async fn hits(&self) -> Hits {
+        let usage = self.runtime.usage(self.id).await.unwrap_or_default();
+        let mut hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
+        hits.oom_kills = hits.oom_kills.max(usage.oom_kills.unwrap_or_default());
+        hits.pids_refused = hits.pids_refused.max(usage.pids_refused.unwrap_or_default());
+        *hits
     }
+
+    /// Whether its writable folders are full; no, when its agent does not say so soon.
+    pub(crate) async fn disk_is_full(&self) -> bool {
+        self.check().await.is_some_and(|answer| answer.disk_full)
+    }
+
+    /// What the sandbox uses. What the host, or an agent that has no time, cannot tell is left out.
+    pub(crate) async fn usage(&self) -> v1::SandboxUsage {
+        let usage = self.runtime.usage(self.id).await.unwrap_or_default();
+        let traffic = self.egress.traffic();
+        // the agent of one that is paused stands still
+        let stands = self.view.borrow().state == SandboxState::Paused;
+        let answer = if stands { None } else { self.check().await };
+        v1::SandboxUsage {
+            memory_bytes: usage.memory_bytes,
+            pids: usage.pids,
+            cpu_time_ms: usage.cpu_time.map(|time| time.as_secs_f64() * 1000.0),
+            disk_bytes: answer.map(|answer| answer.disk_used_bytes),
+            oom_kills: usage.oom_kills,
+            pids_refused: usage.pids_refused,
+            connections_allowed: traffic.allowed,
+            connections_denied: traffic.denied,
+            network_sent_bytes: traffic.sent,
+            network_received_bytes: traffic.received,
+        }
+    }
+
+    async fn check(&self) -> Option<CheckResponse> {
+        let mut client = self.agent.client();
+        let answer = timeout(CHECK_PATIENCE, client.check(CheckRequest {})).await.ok()?.ok()?;
+        Some(answer.into_inner())
+    }
+}
+
+/// How often limits were hit in a sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Hits {
+    /// processes that the kernel killed for the memory limit
+    pub(crate) oom_kills: u64,
+    /// processes that could not be started
+    pub(crate) pids_refused: u64,
+}
+
+/// Counts that something ran into a limit.
+pub(crate) fn hit(limit: &'static str) {
+    metrics::counter!("cloud_sandbox_limit_hits_total", "limit" => limit).increment(1);
 }
 
 /// What a caller is told of a runtime's failure.

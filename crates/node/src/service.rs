@@ -136,7 +136,11 @@ impl node_service_server::NodeService for NodeService {
     #[instrument(skip_all, fields(sandbox_id))]
     async fn get_sandbox(&self, request: Request<node::GetSandboxRequest>) -> Answer<node::GetSandboxResponse> {
         let found = self.find(&request.get_ref().sandbox_id).map_err(to_status)?;
-        let sandbox = Some(self.describe(&found).map_err(to_status)?);
+        let mut sandbox = self.describe(&found).map_err(to_status)?;
+        if request.get_ref().with_usage {
+            sandbox.usage = Some(found.usage().await);
+        }
+        let sandbox = Some(sandbox);
         let activity = Some(node::Activity { last_active_time: Some(found.activity().last().into()) });
         Ok(Response::new(node::GetSandboxResponse { sandbox, activity }))
     }

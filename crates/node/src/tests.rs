@@ -15,6 +15,7 @@ mod follow;
 mod harness;
 mod interactive;
 mod lifecycle;
+mod limits;
 mod network;
 mod once;
 mod pool;

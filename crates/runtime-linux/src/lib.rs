@@ -16,6 +16,7 @@ mod landlock;
 mod launch;
 mod network;
 mod programs;
+mod rlimits;
 mod runtime;
 mod sandbox;
 mod seccomp;

@@ -25,7 +25,7 @@ use crate::{
     ids::{IdRanges, USER},
     landlock,
     launch::Launcher,
-    network,
+    network, rlimits,
     sandbox::{Process, Sandbox, Socket},
     seccomp::Filters,
     template,
@@ -33,13 +33,6 @@ use crate::{
 
 /// How long the processes of a sandbox may take to end before they are killed one by one.
 const KILL_AGAIN: Duration = Duration::from_millis(10);
-/// Locked memory is not swapped and not reclaimed; what interpreters lock is little.
-const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
-
-/// No core dumps. Not 0, which a `core_pattern` with a pipe ignores: 1 also keeps the host's handler from being started
-/// for a crash in a sandbox (do_coredump of the kernel).
-const CORE_BYTES: u64 = 1;
-
 /// The kernel chooses.
 const ANY_PORT: u16 = 0;
 
@@ -66,6 +59,8 @@ struct Inner {
     ids: IdRanges,
     cgroups: Option<Box<dyn Hierarchy>>,
     landlock: u32,
+    /// how many files this process may have open
+    open_files: u64,
     losses: Vec<Loss>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
 }
@@ -91,6 +86,7 @@ impl LinuxRuntime {
             ids,
             cgroups,
             landlock,
+            open_files: rlimits::raise_open_files().map_err(host("raise the limit of open files"))?,
             losses,
             sandboxes: Mutex::default(),
         };
@@ -176,28 +172,14 @@ impl Inner {
             root,
             seccomp: self.filters.lengths.clone(),
             landlock: self.landlock,
-            rlimits: self.rlimits(limits),
+            rlimits: rlimits::SAME.into_iter().chain(self.own_rlimits(limits)).collect(),
         }
     }
 
-    /// What holds for each process: what is the same in every sandbox, and what its limits say.
-    fn rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
-        let same = [(libc::RLIMIT_CORE, CORE_BYTES), (libc::RLIMIT_MEMLOCK, LOCKED_BYTES), (libc::RLIMIT_MSGQUEUE, 0)];
-        same.into_iter().chain(self.own_rlimits(limits)).collect()
-    }
-
-    /// Open files; and what no cgroup limits is limited for each process, as far as that goes.
     fn own_rlimits(&self, limits: &Limits) -> Vec<(u32, u64)> {
         let missing = self.cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
-        let mut rlimits = vec![(libc::RLIMIT_NOFILE, u64::from(limits.open_files))];
-        if missing.contains(&Controller::Pids) {
-            // counted within the user namespace since Linux 5.14
-            rlimits.push((libc::RLIMIT_NPROC, u64::from(limits.pids)));
-        }
-        if missing.contains(&Controller::Memory) {
-            rlimits.push((libc::RLIMIT_DATA, limits.memory_bytes));
-        }
-        rlimits
+        let shared = (!self.ids.are_unique()).then_some(self.open_files);
+        rlimits::own(limits, &missing, shared)
     }
 
     /// Makes the socket, in a folder that somebody may have cleaned away.

@@ -29,6 +29,7 @@ pub struct FakeRuntime {
 struct State {
     sandboxes: HashMap<SandboxId, Fake>,
     failing: HashSet<&'static str>,
+    unsupported: HashSet<&'static str>,
     created: usize,
     leftovers: Vec<SandboxId>,
     writable: Option<Vec<PathBuf>>,
@@ -54,6 +55,16 @@ impl FakeRuntime {
             state.failing.insert(operation);
         } else {
             state.failing.remove(operation);
+        }
+    }
+
+    /// Makes every later call of `operation` fail for what this host cannot do, or work again.
+    pub fn set_unsupported(&self, operation: &'static str, unsupported: bool) {
+        let mut state = self.state();
+        if unsupported {
+            state.unsupported.insert(operation);
+        } else {
+            state.unsupported.remove(operation);
         }
     }
 
@@ -123,6 +134,9 @@ impl State {
         if self.failing.contains(operation) {
             return Err(RuntimeError::host(operation, io::Error::other("made to fail")));
         }
+        if self.unsupported.contains(operation) {
+            return Err(RuntimeError::Unsupported(operation.to_owned()));
+        }
         Ok(())
     }
 }
@@ -188,7 +202,10 @@ impl Runtime for FakeRuntime {
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
-        self.operate("usage", id, |fake| fake.usage)
+        let state = self.state();
+        state.refuse_if_failing("usage")?;
+        // also of one that has ended and is not destroyed yet
+        state.sandboxes.get(&id).map(|fake| fake.usage).ok_or(RuntimeError::Gone(id))
     }
 
     /// A port of the host's loopback stands for one of the sandbox's.

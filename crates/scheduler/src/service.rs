@@ -86,7 +86,8 @@ impl SchedulerService {
         let context = CallContext::of(&request);
         let principal = Principal::of(&request)?.clone();
         let sandbox_id = request.into_inner().sandbox_id;
-        let outbound = context.outbound(node::v1::GetSandboxRequest { sandbox_id: sandbox_id.clone() });
+        let outbound =
+            context.outbound(node::v1::GetSandboxRequest { sandbox_id: sandbox_id.clone(), with_usage: true });
         let call = self.nodes.call(&principal, &context, &sandbox_id, |mut node| {
             Box::pin(async move { node.get_sandbox(outbound).await })
         });

@@ -134,6 +134,12 @@ fn report(exited: &ExecExited, timeout: u32) -> u8 {
     if exited.oom_killed {
         eprintln!("cloud-sandbox: killed for reaching the sandbox's memory limit");
     }
+    if exited.disk_limit {
+        eprintln!("cloud-sandbox: the sandbox's disk is full");
+    }
+    if exited.pids_limit {
+        eprintln!("cloud-sandbox: a process could not be started: the sandbox's limit of processes is reached");
+    }
     // what a shell makes of a wider code
     (exited.exit_code & 0xff) as u8
 }

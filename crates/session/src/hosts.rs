@@ -56,7 +56,7 @@ impl Hosts {
         };
         // the node knows what the directory has forgotten
         let mut client: NodeClient = self.nodes.client(&host.address)?;
-        let mut request = Request::new(node::GetSandboxRequest { sandbox_id: sandbox.to_string() });
+        let mut request = Request::new(node::GetSandboxRequest { sandbox_id: sandbox.to_string(), with_usage: false });
         request.set_timeout(ANSWER_WITHIN);
         match tokio::time::timeout(ANSWER_WITHIN, client.get_sandbox(request)).await.map_err(unreachable)? {
             // it puts the sandbox into the directory again by itself; until then it cannot be used
@@ -112,7 +112,7 @@ impl Hosts {
 
     /// The sandbox as its node knows it.
     pub(crate) async fn look(&self, sandbox: SandboxId, node: Option<NodeId>) -> Result<node::GetSandboxResponse> {
-        let request = node::GetSandboxRequest { sandbox_id: sandbox.to_string() };
+        let request = node::GetSandboxRequest { sandbox_id: sandbox.to_string(), with_usage: false };
         self.call(sandbox, node, ANSWER_WITHIN, request, |mut node, request| {
             Box::pin(async move { node.get_sandbox(request).await })
         })

@@ -260,6 +260,32 @@ async def test_metrics_tell_what_is_taken_and_what_may_be(face: Face, url: str) 
         assert 0 < after.memory_bytes < 2**28
 
 
+async def test_usage_is_told_by_the_node_also_of_a_sandbox_that_stands_still(face: Face, url: str) -> None:
+    async with await face.Sandbox.create() as sandbox:
+        before = await sandbox.usage()
+        await sandbox.commands.run("head -c 3000000 /dev/zero > file")
+        after = await sandbox.usage()
+        assert after.disk_bytes is not None
+        assert before.disk_bytes is not None
+        assert after.disk_bytes - before.disk_bytes >= 3_000_000
+        assert after.memory_bytes is None or after.memory_bytes > 3_000_000
+        assert (after.oom_kills or 0, after.pids_refused or 0, after.connections_denied) == (0, 0, 0)
+
+
+async def test_limits_are_told_as_they_are_and_as_what_was_run_into(face: Face, url: str) -> None:
+    limits = {"disk_bytes": 2**21, "open_files": 100, "execution_seconds": 60, "output_bytes": 2**16, "cpu_weight": 50}
+    async with await face.Sandbox.create(limits=limits) as sandbox:
+        told = sandbox.info.limits
+        assert {name: getattr(told, name) for name in limits} == limits
+        result = await sandbox.commands.run("ulimit -n; head -c 4M /dev/zero > file")
+        assert (result.stdout, result.disk_limit, result.pids_limit) == ("100\n", True, False)
+        assert "disk_limit" in repr(result)
+        with pytest.raises(cloud_sandbox.ExecutionError, match="the disk is full"):
+            result.check()
+        with pytest.raises(cloud_sandbox.InvalidArgumentError, match="execution_seconds is 60"):
+            await sandbox.commands.run("true", timeout=61)
+
+
 def test_results_show_in_a_notebook_and_in_a_repl(url: str) -> None:
     with cloud_sandbox.Sandbox.create() as sandbox:
         code = "print('<b>'); import matplotlib.pyplot as p; p.plot([1, 2]); p.show()\n{'a': 1}"

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     executions::{Exit, changes, changes::Snapshot, hung_up, lost, spec::environment},
     node::Shared,
-    sandbox::Sandbox,
+    sandbox::{Hits, Sandbox},
     signals,
 };
 
@@ -76,7 +76,7 @@ enum Next {
 struct Prepared {
     restarted: bool,
     snapshot: Option<Snapshot>,
-    oom_kills: u64,
+    before: Hits,
 }
 
 impl Owner {
@@ -359,7 +359,7 @@ impl Owner {
             interpreter.learn(&self.sandbox, waiting.kernel).await?;
         }
         let snapshot = if waiting.job.changes { Some(changes::take(&self.sandbox).await?) } else { None };
-        Ok(Prepared { restarted, snapshot, oom_kills: self.sandbox.oom_kills_seen() })
+        Ok(Prepared { restarted, snapshot, before: self.sandbox.hits_seen() })
     }
 
     /// Finishes an execution whose turn is over.
@@ -426,7 +426,12 @@ impl Owner {
 
     async fn exit(&self, exited: &Exited, ran: Duration, timed_out: bool, prepared: Prepared) -> Exit {
         let quick = ran < OOM_TIME && exited.exit_code == 0 && exited.signal == 0;
-        let oom_killed = !quick && self.sandbox.oom_kills().await > prepared.oom_kills;
+        let before = prepared.before;
+        let (now, disk_limit) = if quick {
+            (before, false)
+        } else {
+            (self.sandbox.hits().await, exited.disk_full || self.sandbox.disk_is_full().await)
+        };
         let changes = match prepared.snapshot {
             Some(snapshot) => Some(changes::compare(&self.sandbox, snapshot).await),
             None => None,
@@ -435,7 +440,9 @@ impl Owner {
             exit_code: if exited.signal == 0 { exited.exit_code } else { 128 + exited.signal },
             signal: if exited.signal == 0 { String::new() } else { signals::name(exited.signal) },
             timed_out,
-            oom_killed,
+            oom_killed: now.oom_kills > before.oom_kills,
+            disk_limit,
+            pids_limit: now.pids_refused > before.pids_refused,
             wall_time_ms: ran.as_secs_f64() * 1000.0,
             context_id: self.context.id.to_string(),
             context_restarted: prepared.restarted,

@@ -12,12 +12,16 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status};
 
 use super::{Driver, Execution, Exit, changes, spec::Spec};
-use crate::{agent::Process, sandbox::Sandbox, signals};
+use crate::{
+    agent::Process,
+    sandbox::{Hits, Sandbox},
+    signals,
+};
 
 /// How long to wait for word that the sandbox ended when its connection breaks: that is usually why.
 const END_PATIENCE: Duration = Duration::from_secs(1);
-/// What ends sooner has not run into the memory limit: filling even the smallest sandbox takes longer. It spares quick
-/// runs a look at the sandbox's counters.
+/// What ends sooner, and well, has not run into a limit that mattered to it: filling even the smallest sandbox takes longer.
+/// It spares quick runs a look at the sandbox's counters.
 const OOM_TIME: Duration = Duration::from_millis(20);
 
 /// How a process is known to have ended.
@@ -51,11 +55,16 @@ pub(super) async fn process(sandbox: Arc<Sandbox>, execution: Arc<Execution>, sp
         }
     };
     execution.finish(end).await;
+    if sandbox.ended.is_cancelled() {
+        return;
+    }
+    // what this one hit must not be blamed on the next, even if nobody has looked
+    sandbox.hits().await;
 }
 
 async fn run(sandbox: &Sandbox, execution: &Execution, mut spec: Spec, grace: Duration) -> Result<Exit> {
     let snapshot = if spec.changes { Some(changes::take(sandbox).await?) } else { None };
-    let oom_kills_before = sandbox.oom_kills_seen();
+    let before = sandbox.hits_seen();
     let began = Instant::now();
     let started = tokio::select! {
         biased;
@@ -80,7 +89,7 @@ async fn run(sandbox: &Sandbox, execution: &Execution, mut spec: Spec, grace: Du
     let follower = Follower { sandbox, execution, spec: &spec, began, grace };
     let (ending, timed_out) = follower.follow(&mut process).await?;
     drop(process);
-    let mut exit = exit_of(sandbox, &ending, timed_out, oom_kills_before).await;
+    let mut exit = exit_of(sandbox, &ending, timed_out, before).await;
     if let Some(snapshot) = snapshot {
         exit.changes = Some(changes::compare(sandbox, snapshot).await);
     }
@@ -194,31 +203,38 @@ pub(crate) fn hung_up() -> Error {
 }
 
 /// What is told of an end.
-async fn exit_of(sandbox: &Sandbox, ending: &Ending, timed_out: bool, oom_kills_before: u64) -> Exit {
+async fn exit_of(sandbox: &Sandbox, ending: &Ending, timed_out: bool, before: Hits) -> Exit {
     match ending {
         Ending::Reported(exited) => {
             let quick = Duration::from_micros(exited.wall_time_us) < OOM_TIME;
             let clean = exited.exit_code == 0 && exited.signal == 0;
-            let oom_killed = !(quick && clean) && sandbox.oom_kills().await > oom_kills_before;
+            let now = if quick && clean { before } else { sandbox.hits().await };
             let signalled = exited.signal != 0;
             Exit {
                 exit_code: if signalled { 128 + exited.signal } else { exited.exit_code },
                 signal: if signalled { signals::name(exited.signal) } else { String::new() },
                 timed_out,
-                oom_killed,
+                oom_killed: now.oom_kills > before.oom_kills,
+                disk_limit: exited.disk_full,
+                pids_limit: now.pids_refused > before.pids_refused,
                 wall_time_ms: milliseconds(exited.wall_time_us),
                 cpu_time_ms: milliseconds(exited.cpu_time_us),
                 peak_memory_bytes: exited.peak_memory_bytes,
                 ..Exit::default()
             }
         }
-        Ending::GivenUp(ran) => Exit {
-            exit_code: 128 + signals::KILL,
-            signal: signals::name(signals::KILL),
-            timed_out,
-            wall_time_ms: ran.as_secs_f64() * 1000.0,
-            ..Exit::default()
-        },
+        Ending::GivenUp(ran) => {
+            let now = sandbox.hits().await;
+            Exit {
+                exit_code: 128 + signals::KILL,
+                signal: signals::name(signals::KILL),
+                timed_out,
+                oom_killed: now.oom_kills > before.oom_kills,
+                pids_limit: now.pids_refused > before.pids_refused,
+                wall_time_ms: ran.as_secs_f64() * 1000.0,
+                ..Exit::default()
+            }
+        }
     }
 }
 

@@ -35,7 +35,7 @@ use super::{
     controls::{Controls, Driver},
     record::{Head, Tail},
 };
-use crate::sandbox::InUse;
+use crate::sandbox::{InUse, hit};
 
 /// How long a reader that does not read may hold up the last event of an execution that has ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -263,6 +263,9 @@ impl Execution {
             Err(error) => (End::Refused(to_status(error)), "failed"),
         };
         metrics::counter!("cloud_sandbox_executions_total", "outcome" => outcome).increment(1);
+        if let End::Exited(exited) = &end {
+            self.count_hits(exited);
+        }
         self.controls.remove();
         self.again.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.log.finish(&end.tail().encode_to_vec());
@@ -273,6 +276,23 @@ impl Execution {
             state.end = Some(end);
             state.ended_at = Some(SystemTime::now());
         });
+    }
+
+    /// Counts the limits that it ran into.
+    fn count_hits(&self, exited: &ExecExited) {
+        let totals = self.log.totals();
+        let dropped = totals.stdout_dropped + totals.stderr_dropped > 0;
+        for (reached, limit) in [
+            (exited.oom_killed, "memory"),
+            (exited.disk_limit, "disk"),
+            (exited.pids_limit, "pids"),
+            (dropped, "output"),
+            (exited.timed_out, "execution_seconds"),
+        ] {
+            if reached {
+                hit(limit);
+            }
+        }
     }
 
     fn counted(&self, exited: ExecExited) -> ExecExited {

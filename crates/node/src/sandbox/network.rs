@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use cloud_sandbox_egress::{Egress, PROXY_PORT, Traffic, proxy_environment};
+use cloud_sandbox_egress::{Egress, PROXY_PORT, proxy_environment};
 use cloud_sandbox_model::{
     SandboxId,
     error::Result,
@@ -83,21 +83,8 @@ impl Network {
         let packets = node.runtime.attach_interface(self.id, INTERFACE).await.map_err(runtime_error)?;
         let cancel = self.ended.child_token();
         let (egress, cancelled) = (self.egress.clone(), cancel.clone());
-        node.tasks.spawn(async move {
-            {
-                let _ = (egress, packets);
-                cancelled.cancelled().await
-            }
-        });
+        node.tasks.spawn(async move { egress.serve_packets(packets, INTERFACE, cancelled).await });
         self.interface = Some(cancel);
         Ok(())
     }
-}
-
-/// The counters of the contract.
-pub(super) fn count(usage: &mut cloud_sandbox_proto::v1::SandboxUsage, traffic: Traffic) {
-    usage.connections_allowed = traffic.allowed;
-    usage.connections_denied = traffic.denied;
-    usage.network_sent_bytes = traffic.sent;
-    usage.network_received_bytes = traffic.received;
 }

@@ -5,7 +5,7 @@
 
 use std::{
     ops::ControlFlow,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, network::Network, runtime_error};
+use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, hit, network::Network, runtime_error};
 use crate::{
     agent::Agent,
     archive::Archived,
@@ -76,7 +76,7 @@ pub(crate) fn spawn(
         runtime: Arc::clone(&node.runtime),
         mailbox: commands,
         view: watched,
-        oom_kills_seen: AtomicU64::new(0),
+        hits: Mutex::default(),
         busy: Mutex::new(None),
     });
     node.table().insert(id, Arc::clone(&sandbox));
@@ -174,7 +174,7 @@ impl Owner {
             let command = tokio::select! {
                 biased;
                 () = stop.cancelled() => return EndCause::Shutdown,
-                () = &mut ended => return EndCause::AgentEnded,
+                () = &mut ended => return self.lost_agent().await,
                 () = sleep_until(lease_end) => return EndCause::LeaseEnded,
                 () = sleep_until(again) => {
                     again = Instant::now() + PUT_AGAIN;
@@ -194,6 +194,17 @@ impl Owner {
             if let ControlFlow::Break(cause) = self.obey(command, &mut lease_end).await {
                 return cause;
             }
+        }
+    }
+
+    /// Why its agent is gone. Nothing in a sandbox can end it, so that a kill for memory meanwhile was its own.
+    async fn lost_agent(&self) -> EndCause {
+        let before = self.sandbox.hits_seen();
+        if self.sandbox.hits().await.oom_kills > before.oom_kills {
+            hit("memory");
+            EndCause::OutOfMemory
+        } else {
+            EndCause::AgentEnded
         }
     }
 

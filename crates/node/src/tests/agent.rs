@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -48,6 +48,10 @@ pub(super) struct Script {
     pub(super) connections: AtomicUsize,
     /// agents do not answer
     pub(super) mute: AtomicBool,
+    /// how many bytes are in the writable folders
+    pub(super) disk_used: AtomicU64,
+    /// whether that is all that fits
+    pub(super) disk_full: AtomicBool,
     /// starts are taken and not confirmed
     pub(super) loses_starts: AtomicBool,
     /// what is found of the walls
@@ -95,7 +99,11 @@ impl AgentService for Agent {
         if self.0.mute.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        Ok(Response::new(CheckResponse { version: "test".into() }))
+        Ok(Response::new(CheckResponse {
+            version: "test".into(),
+            disk_used_bytes: self.0.disk_used.load(Ordering::SeqCst),
+            disk_full: self.0.disk_full.load(Ordering::SeqCst),
+        }))
     }
 
     async fn prove_walls(&self, _: Request<ProveWallsRequest>) -> Result<Response<ProveWallsResponse>, Status> {
@@ -229,6 +237,7 @@ async fn process(
             }
             return;
         }
+        ["fill"] => Exited { disk_full: true, ..Default::default() },
         ["fail", code] => Exited { exit_code: code.parse().unwrap(), ..Default::default() },
         ["signal", signal] => Exited { signal: signal.parse().unwrap(), ..Default::default() },
         ["wait", milliseconds] => {

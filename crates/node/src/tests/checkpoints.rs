@@ -342,7 +342,11 @@ async fn processes_that_take_cpu_time_keep_a_sandbox_in_use() {
     let world = World::start(1, 1).await;
     let id = id_of(&world.try_acquire(AcquireSandboxRequest::default()).await.unwrap());
     let last = async || -> SystemTime {
-        let got = world.client().get_sandbox(GetSandboxRequest { sandbox_id: id.to_string() }).await.unwrap();
+        let got = world
+            .client()
+            .get_sandbox(GetSandboxRequest { sandbox_id: id.to_string(), with_usage: false })
+            .await
+            .unwrap();
         got.into_inner().activity.unwrap().last_active_time.unwrap().try_into().unwrap()
     };
     let used = |seconds| Usage { cpu_time: Some(Duration::from_secs(seconds)), ..Usage::default() };

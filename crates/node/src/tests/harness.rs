@@ -233,7 +233,7 @@ impl World {
     }
 
     pub(super) async fn get(&self, id: SandboxId) -> Result<v1::Sandbox, Failure> {
-        let request = node::GetSandboxRequest { sandbox_id: id.to_string() };
+        let request = node::GetSandboxRequest { sandbox_id: id.to_string(), with_usage: false };
         let answer = self.client().get_sandbox(request).await;
         answer.map(|answer| answer.into_inner().sandbox.unwrap()).map_err(|status| Failure::of(&status))
     }

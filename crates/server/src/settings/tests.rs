@@ -94,6 +94,45 @@ fn all_faults_are_reported_together_each_with_its_source() {
 }
 
 #[test]
+fn limit_above_its_maximum_is_a_fault_and_output_is_kept_as_the_journal_does() {
+    let env = [
+        ("SANDBOX_PIDS_MAX", "100"),
+        ("SANDBOX_OPEN_FILES", "8192"),
+        ("SANDBOX_OPEN_FILES_MAX", "5000"),
+        ("SANDBOX_OUTPUT_BYTES", "2097152"),
+        ("JOURNAL_EXECUTION_BYTES", "1048576"),
+        ("SANDBOX_EXECUTION_SECONDS_MAX", "60"),
+        ("SANDBOX_CPU_WEIGHT", "10001"),
+    ];
+    let faults = Case { env: &env, ..Case::default() }.faults(Mode::Serve);
+    let rules = [
+        "sandbox_cpu_weight: must be a whole number from 1 to 10000, not \"10001\"",
+        "sandbox_pids: must be at most sandbox_pids_max: 256 is more than 100",
+        "sandbox_open_files: must be at most sandbox_open_files_max: 8192 is more than 5000",
+        "sandbox_output_bytes: must be at most journal_execution_bytes: 2097152 is more than 1048576",
+        "sandbox_execution_seconds: must be at most sandbox_execution_seconds_max: 86400 is more than 60",
+    ];
+    assert_eq!(faults, rules);
+
+    let resolved = Case { env: &[("JOURNAL_EXECUTION_BYTES", "1048576")], ..Case::default() }.resolve(Mode::Serve);
+    let settings = resolved.unwrap().settings;
+    assert_eq!((settings.sandbox_limits.output_bytes, settings.sandbox_limits_max.output_bytes), (1 << 20, 1 << 20));
+}
+
+#[test]
+fn most_that_may_be_asked_for_is_what_the_host_has() {
+    let most = |memory_bytes, cores| {
+        let host = Host { memory_bytes, cores, ..Host::default() };
+        let most = Settings::defaults(Mode::Serve, &host).sandbox_limits_max;
+        (most.memory_bytes, most.disk_bytes, most.cpu_millis)
+    };
+    assert_eq!(most(Some(8 << 30), 4), (8 << 30, 8 << 30, 4000));
+    // a small machine still takes what a sandbox has by default
+    assert_eq!(most(Some(1 << 20), 0), (1 << 30, 512 << 20, 1000));
+    assert_eq!(most(None, u32::MAX), (64 << 30, 64 << 30, 64_000));
+}
+
+#[test]
 fn broken_files_are_named_without_their_content() {
     let faults =
         Case { file: "listen = \"127.0.0.1:1\"\njwt_secret = \"hunter2\n", ..Case::default() }.faults(Mode::Serve);
@@ -223,7 +262,7 @@ fn roles_on_one_machine_have_ports_of_their_own() {
 #[test]
 fn state_lies_where_the_user_keeps_it() {
     let folder = |host: &Host| Settings::defaults(Mode::Serve, host).data_dir;
-    let user = Host { is_root: false, home: Some("/home/ada".into()), state_home: None };
+    let user = Host { home: Some("/home/ada".into()), ..Host::default() };
     assert_eq!(folder(&host()), Path::new("/var/lib/cloud-sandbox"));
     assert_eq!(folder(&user), Path::new("/home/ada/.local/state/cloud-sandbox"));
     assert_eq!(folder(&Host { state_home: Some("/state".into()), ..user }), Path::new("/state/cloud-sandbox"));

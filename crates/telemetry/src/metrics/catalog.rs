@@ -28,6 +28,7 @@ const CATALOG: &[(Kind, &str, &str)] = &[
     (Counter, "cloud_sandbox_execute_total", "Executions, by kind and outcome."),
     (Histogram, "cloud_sandbox_execute_duration_seconds", "Time from an execution's call to its end, by kind."),
     (Counter, "cloud_sandbox_executions_total", "Executions on a node, by outcome."),
+    (Counter, "cloud_sandbox_limit_hits_total", "Executions that ran into a limit of their sandbox, by limit."),
     (Gauge, "cloud_sandbox_journal_bytes", "Disk that the journal of executions takes, in bytes."),
     (Counter, "cloud_sandbox_journal_dropped_bytes_total", "Output that the journal did not keep, in bytes, by cause."),
     (Counter, "cloud_sandbox_context_starts_total", "Interpreters started, by language and outcome."),

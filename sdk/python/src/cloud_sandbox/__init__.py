@@ -24,7 +24,7 @@ from ._async._workspace import AsyncWorkspace
 from ._connection import Connection
 from ._files import FileEvent, FileInfo, FileMatch, FileUrl
 from ._junit import TestCase, TestReport
-from ._models import CodeContext, CommandInfo, Limits, Metrics, OutputMatch, SandboxInfo
+from ._models import CodeContext, CommandInfo, Limits, Metrics, OutputMatch, SandboxInfo, Usage
 from ._progress import Outcome
 from ._results import CodeError, CommandResult, Execution, FileChange, FileChanges, Gap, Logs, Output, Result
 from ._sessions import Checkpoint, LostItem, ResumeManifest, SessionEvent, SessionInfo
@@ -81,6 +81,7 @@ __all__ = [
     "TestCase",
     "TestReport",
     "ToolAnswer",
+    "Usage",
     "Workspace",
     "run_many",
     "run_many_async",

@@ -97,6 +97,8 @@ class Kept:
             signal=exited.signal,
             timed_out=exited.timed_out,
             oom_killed=exited.oom_killed,
+            disk_limit=exited.disk_limit,
+            pids_limit=exited.pids_limit,
             stdout_truncated=sizes["stdout"] < exited.stdout_bytes,
             stderr_truncated=sizes["stderr"] < exited.stderr_bytes,
             stdout_bytes=exited.stdout_bytes,

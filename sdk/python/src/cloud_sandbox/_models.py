@@ -24,10 +24,18 @@ class Limits:
     """Processes and threads at once, 4 to 32768."""
     disk_bytes: int = 0
     """Bytes in all writable folders together, up to three quarters of `memory_bytes`."""
+    open_files: int = 0
+    """Files that one process may have open, 64 to 65536."""
+    output_bytes: int = 0
+    """What is kept of one execution's output, in bytes, 64 KiB at least; of more, the beginning and the end."""
+    execution_seconds: int = 0
+    """The longest that one execution in the foreground may take, in seconds, 1 to 86400."""
+    cpu_weight: int = 0
+    """The share of the CPU against that of other sandboxes when there is too little, 1 to 10000."""
 
     @classmethod
     def _read(cls, message: scheduler_pb2.ResourceLimits) -> Limits:
-        return cls(message.memory_bytes, message.cpu_millis, message.pids, message.disk_bytes)
+        return cls(**{name: getattr(message, name) for name in cls.__dataclass_fields__})
 
 
 LimitsLike = Union[Limits, Mapping[str, int]]
@@ -47,6 +55,10 @@ def write_limits(limits: Optional[LimitsLike]) -> Optional[scheduler_pb2.Resourc
         cpu_millis=limits.cpu_millis,
         pids=limits.pids,
         disk_bytes=limits.disk_bytes,
+        open_files=limits.open_files,
+        output_bytes=limits.output_bytes,
+        execution_seconds=limits.execution_seconds,
+        cpu_weight=limits.cpu_weight,
     )
 
 
@@ -209,6 +221,47 @@ class CodeContext:
             version=message.version,
             pid=message.pid,
             create_time=moment(message.create_time),
+        )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a sandbox uses and has used, as its node sees it; `None` for what the host cannot tell."""
+
+    memory_bytes: Optional[int] = None
+    """Bytes of memory now, files included."""
+    pids: Optional[int] = None
+    """Processes and threads now."""
+    cpu_time_ms: Optional[float] = None
+    """CPU time of all its processes so far, in milliseconds."""
+    disk_bytes: Optional[int] = None
+    """Bytes in its writable folders now; `None` while it is paused, too."""
+    oom_kills: Optional[int] = None
+    """How many processes the kernel has killed for the memory limit."""
+    pids_refused: Optional[int] = None
+    """How many processes could not be started for the limit of processes."""
+    connections_allowed: int = 0
+    """Connections to the network that were allowed."""
+    connections_denied: int = 0
+    """Connections to the network that were refused."""
+    network_sent_bytes: int = 0
+    """Bytes sent over connections to the network."""
+    network_received_bytes: int = 0
+    """Bytes received over them."""
+
+    @classmethod
+    def _read(cls, message: scheduler_pb2.SandboxUsage) -> Usage:
+        return cls(
+            memory_bytes=message.memory_bytes if message.HasField("memory_bytes") else None,
+            pids=message.pids if message.HasField("pids") else None,
+            cpu_time_ms=message.cpu_time_ms if message.HasField("cpu_time_ms") else None,
+            disk_bytes=message.disk_bytes if message.HasField("disk_bytes") else None,
+            oom_kills=message.oom_kills if message.HasField("oom_kills") else None,
+            pids_refused=message.pids_refused if message.HasField("pids_refused") else None,
+            connections_allowed=message.connections_allowed,
+            connections_denied=message.connections_denied,
+            network_sent_bytes=message.network_sent_bytes,
+            network_received_bytes=message.network_received_bytes,
         )
 
 

@@ -52,7 +52,8 @@ def bundle(result: Result) -> dict[str, Any]:
 def line(result: CommandResult) -> str:
     """One line for a REPL."""
     parts = [f"exit_code={result.exit_code}"]
-    parts += [name for name in ("timed_out", "oom_killed", "signal") if getattr(result, name)]
+    reached = ("timed_out", "oom_killed", "disk_limit", "pids_limit", "signal")
+    parts += [name for name in reached if getattr(result, name)]
     parts += [f"{name}={short(value)!r}" for name in ("stdout", "stderr") if (value := getattr(result, name))]
     results = getattr(result, "results", None)
     if results:

@@ -187,6 +187,10 @@ class CommandResult:
     """Whether it was killed at its timeout."""
     oom_killed: bool = False
     """Whether the kernel killed a process of the sandbox for its memory limit meanwhile."""
+    disk_limit: bool = False
+    """Whether the sandbox's disk was full meanwhile, or had no room for another file."""
+    pids_limit: bool = False
+    """Whether a process could not be started meanwhile, for the sandbox's limit of processes."""
     stdout_truncated: bool = False
     """Whether `stdout` is not all that was printed; the whole is in the server's journal."""
     stderr_truncated: bool = False
@@ -232,7 +236,9 @@ class CommandResult:
             raise ExecutionKilledError(f"out of memory{said}", self)
         if self.signal:
             raise ExecutionKilledError(f"ended by {self.signal}{said}", self)
-        raise ExecutionError(f"exited with {self.exit_code}{said}", self)
+        limits = [(self.disk_limit, "the disk is full"), (self.pids_limit, "no more processes are allowed")]
+        why = ", ".join(name for reached, name in limits if reached)
+        raise ExecutionError(f"exited with {self.exit_code}{f' ({why})' if why else ''}{said}", self)
 
     def __str__(self) -> str:
         return self.stdout
@@ -284,6 +290,8 @@ def read_execution(message: exec_pb2.ExecuteResponse) -> Execution:
         signal=message.signal,
         timed_out=message.timed_out,
         oom_killed=message.oom_killed,
+        disk_limit=message.disk_limit,
+        pids_limit=message.pids_limit,
         stdout_truncated=message.stdout_truncated,
         stderr_truncated=message.stderr_truncated,
         stdout_bytes=message.stdout_bytes,

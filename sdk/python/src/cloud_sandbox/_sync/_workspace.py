@@ -10,7 +10,7 @@ from .._files import Data, FileInfo, LocalPath, Progress, Source
 from .._junit import TestReport
 from .._local import Wanted
 from .._metrics import PROBE, read_metrics
-from .._models import CodeContext, Metrics, SandboxInfo
+from .._models import CodeContext, Metrics, SandboxInfo, Usage
 from .._requests import Stdin, bound, code_request, complete, split_stdin
 from .._results import CodeError, CommandResult, Execution, Output, Result
 from .._wire import Place, SandboxPath
@@ -195,3 +195,9 @@ class Workspace(Contexts):
         request = scheduler_pb2.GetSandboxRequest(sandbox_id=self.files._sandbox_id())
         answer = self._transport.unary(request, scheduler_pb2.GetSandboxResponse)
         return read_metrics(result.stdout, SandboxInfo._read(answer.sandbox).limits)
+
+    def usage(self) -> Usage:
+        """Asks the node what the sandbox uses and has used: nothing is run in it, and one that is paused tells, too."""
+        request = scheduler_pb2.GetSandboxRequest(sandbox_id=self.files._sandbox_id())
+        answer = self._transport.unary(request, scheduler_pb2.GetSandboxResponse)
+        return Usage._read(answer.sandbox.usage)

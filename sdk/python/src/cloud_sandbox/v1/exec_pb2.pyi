@@ -204,9 +204,9 @@ class ExecuteRequest(_message.Message):
     stdin: _builtins.str
     """What the process reads from standard input, which then ends. Up to 1 MiB. Default: empty."""
     timeout_ms: _builtins.int
-    """After so many milliseconds the process and its session are killed, 1 to 86400000. Code in a context is interrupted
-    then, so long after its turn began, and its interpreter killed when that does not help within a second. Default:
-    60000.
+    """After so many milliseconds the process and its session are killed, 1 to 86400000, and in the foreground no more than
+    the sandbox's `execution_seconds`. Code in a context is interrupted then, so long after its turn began, and its
+    interpreter killed when that does not help within a second. Default: 60000, or that limit where it is less.
     """
     max_output_bytes: _builtins.int
     """How much of standard output, and of standard error, is returned, in bytes: up to 8388608 (8 MiB). The answer says
@@ -312,6 +312,8 @@ class ExecuteResponse(_message.Message):
     CONTEXT_ID_FIELD_NUMBER: _builtins.int
     CONTEXT_RESTARTED_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    DISK_LIMIT_FIELD_NUMBER: _builtins.int
+    PIDS_LIMIT_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """The execution's id: `ex` and a lower-case ULID."""
     stdout: _builtins.str
@@ -350,6 +352,10 @@ class ExecuteResponse(_message.Message):
     """The context that it ran in; empty without one."""
     context_restarted: _builtins.bool
     """Whether the context's interpreter had died and was started anew for this execution: its variables are gone."""
+    disk_limit: _builtins.bool
+    """Whether the writable folders were full while it ran, or had no room for another file."""
+    pids_limit: _builtins.bool
+    """Whether a process of the sandbox could not be started for its limit of processes while this one ran."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CodeResult]:
         """What code in a context gave: displays, and the value of the last expression. At most 8388608 bytes (8 MiB) in all."""
@@ -387,10 +393,12 @@ class ExecuteResponse(_message.Message):
         context_id: _builtins.str = ...,
         context_restarted: _builtins.bool = ...,
         changes: Global___FileChanges | None = ...,
+        disk_limit: _builtins.bool = ...,
+        pids_limit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "context_id", b"context_id", "context_restarted", b"context_restarted", "cpu_time_ms", b"cpu_time_ms", "error", b"error", "execution_id", b"execution_id", "exit_code", b"exit_code", "oom_killed", b"oom_killed", "peak_memory_bytes", b"peak_memory_bytes", "results", b"results", "results_omitted", b"results_omitted", "signal", b"signal", "stderr", b"stderr", "stderr_bytes", b"stderr_bytes", "stderr_omitted_bytes", b"stderr_omitted_bytes", "stderr_truncated", b"stderr_truncated", "stdout", b"stdout", "stdout_bytes", b"stdout_bytes", "stdout_omitted_bytes", b"stdout_omitted_bytes", "stdout_truncated", b"stdout_truncated", "timed_out", b"timed_out", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "context_id", b"context_id", "context_restarted", b"context_restarted", "cpu_time_ms", b"cpu_time_ms", "disk_limit", b"disk_limit", "error", b"error", "execution_id", b"execution_id", "exit_code", b"exit_code", "oom_killed", b"oom_killed", "peak_memory_bytes", b"peak_memory_bytes", "pids_limit", b"pids_limit", "results", b"results", "results_omitted", b"results_omitted", "signal", b"signal", "stderr", b"stderr", "stderr_bytes", b"stderr_bytes", "stderr_omitted_bytes", b"stderr_omitted_bytes", "stderr_truncated", b"stderr_truncated", "stdout", b"stdout", "stdout_bytes", b"stdout_bytes", "stdout_omitted_bytes", b"stdout_omitted_bytes", "stdout_truncated", b"stdout_truncated", "timed_out", b"timed_out", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -816,6 +824,8 @@ class ExecExited(_message.Message):
     CONTEXT_ID_FIELD_NUMBER: _builtins.int
     CONTEXT_RESTARTED_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    DISK_LIMIT_FIELD_NUMBER: _builtins.int
+    PIDS_LIMIT_FIELD_NUMBER: _builtins.int
     exit_code: _builtins.int
     """The exit code; 128 and the signal's number when a signal ended the process."""
     signal: _builtins.str
@@ -842,6 +852,10 @@ class ExecExited(_message.Message):
     """The context that it ran in; empty without one."""
     context_restarted: _builtins.bool
     """Whether the context's interpreter had died and was started anew for this execution."""
+    disk_limit: _builtins.bool
+    """Whether the writable folders were full while it ran, or had no room for another file."""
+    pids_limit: _builtins.bool
+    """Whether a process of the sandbox could not be started for its limit of processes while this one ran."""
     @_builtins.property
     def changes(self) -> Global___FileChanges:
         """With `changes`: what became of the files."""
@@ -863,10 +877,12 @@ class ExecExited(_message.Message):
         context_id: _builtins.str = ...,
         context_restarted: _builtins.bool = ...,
         changes: Global___FileChanges | None = ...,
+        disk_limit: _builtins.bool = ...,
+        pids_limit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "context_id", b"context_id", "context_restarted", b"context_restarted", "cpu_time_ms", b"cpu_time_ms", "exit_code", b"exit_code", "oom_killed", b"oom_killed", "peak_memory_bytes", b"peak_memory_bytes", "signal", b"signal", "stderr_bytes", b"stderr_bytes", "stderr_truncated", b"stderr_truncated", "stdout_bytes", b"stdout_bytes", "stdout_truncated", b"stdout_truncated", "timed_out", b"timed_out", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "context_id", b"context_id", "context_restarted", b"context_restarted", "cpu_time_ms", b"cpu_time_ms", "disk_limit", b"disk_limit", "exit_code", b"exit_code", "oom_killed", b"oom_killed", "peak_memory_bytes", b"peak_memory_bytes", "pids_limit", b"pids_limit", "signal", b"signal", "stderr_bytes", b"stderr_bytes", "stderr_truncated", b"stderr_truncated", "stdout_bytes", b"stdout_bytes", "stdout_truncated", b"stdout_truncated", "timed_out", b"timed_out", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

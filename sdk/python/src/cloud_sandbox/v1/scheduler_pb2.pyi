@@ -66,6 +66,10 @@ class _NetworkModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkMo
     """Not given: `none`."""
     NETWORK_MODE_NONE: _NetworkMode.ValueType  # 1
     """Nothing but a loopback of its own."""
+    NETWORK_MODE_EGRESS: _NetworkMode.ValueType  # 2
+    """The hosts that the policy allows, through the node's proxy, which the usual proxy variables name."""
+    NETWORK_MODE_OPEN: _NetworkMode.ValueType  # 3
+    """An interface of its own, by which every public address can be reached without a proxy."""
 
 class NetworkMode(_NetworkMode, metaclass=_NetworkModeEnumTypeWrapper):
     """NetworkMode is what of the network a sandbox sees."""
@@ -74,6 +78,10 @@ NETWORK_MODE_UNSPECIFIED: NetworkMode.ValueType  # 0
 """Not given: `none`."""
 NETWORK_MODE_NONE: NetworkMode.ValueType  # 1
 """Nothing but a loopback of its own."""
+NETWORK_MODE_EGRESS: NetworkMode.ValueType  # 2
+"""The hosts that the policy allows, through the node's proxy, which the usual proxy variables name."""
+NETWORK_MODE_OPEN: NetworkMode.ValueType  # 3
+"""An interface of its own, by which every public address can be reached without a proxy."""
 Global___NetworkMode: _TypeAlias = NetworkMode  # noqa: Y015
 
 @_typing.final
@@ -86,6 +94,10 @@ class ResourceLimits(_message.Message):
     CPU_MILLIS_FIELD_NUMBER: _builtins.int
     PIDS_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
+    OPEN_FILES_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    EXECUTION_SECONDS_FIELD_NUMBER: _builtins.int
+    CPU_WEIGHT_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory of all processes and of all files in the sandbox, in bytes: 16777216 (16 MiB) up to the node's maximum."""
     cpu_millis: _builtins.int
@@ -96,6 +108,18 @@ class ResourceLimits(_message.Message):
     """Bytes in all writable folders together: 1048576 (1 MiB) up to three quarters of `memory_bytes`, as files are memory.
     Default: the template's, or half of `memory_bytes` where that is less.
     """
+    open_files: _builtins.int
+    """Files that one process may have open: 64 to 65536."""
+    output_bytes: _builtins.int
+    """What is kept of one execution's output, in bytes: 65536 (64 KiB) up to the node's maximum. Beyond it the middle is
+    dropped, counted and told.
+    """
+    execution_seconds: _builtins.int
+    """The longest that one execution in the foreground may take, in seconds: 1 to 86400. A longer `timeout_ms` of an
+    execution is refused.
+    """
+    cpu_weight: _builtins.int
+    """The share of the CPU when more is wanted than there is, against that of other sandboxes: 1 to 10000."""
     def __init__(
         self,
         *,
@@ -103,10 +127,14 @@ class ResourceLimits(_message.Message):
         cpu_millis: _builtins.int = ...,
         pids: _builtins.int = ...,
         disk_bytes: _builtins.int = ...,
+        open_files: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
+        execution_seconds: _builtins.int = ...,
+        cpu_weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_millis", b"cpu_millis", "disk_bytes", b"disk_bytes", "memory_bytes", b"memory_bytes", "pids", b"pids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_millis", b"cpu_millis", "cpu_weight", b"cpu_weight", "disk_bytes", b"disk_bytes", "execution_seconds", b"execution_seconds", "memory_bytes", b"memory_bytes", "open_files", b"open_files", "output_bytes", b"output_bytes", "pids", b"pids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,25 +142,127 @@ Global___ResourceLimits: _TypeAlias = ResourceLimits  # noqa: Y015
 
 @_typing.final
 class NetworkPolicy(_message.Message):
-    """NetworkPolicy says what of the network a sandbox sees."""
+    """NetworkPolicy says what of the network a sandbox sees. Whatever it says, these can never be reached: the host's own
+    loopback and addresses, link-local addresses, the metadata services of clouds, multicast and reserved ranges. Private ranges
+    (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, fc00::/7) can be reached only where `allow` names them by address.
+
+    An entry of `allow` and `deny` is a host and, after a colon, a port or `*` for every port; without one it means the ports
+    80 and 443 in `allow`, and every port in `deny`. A host is a name (`pypi.org`), a name with all names below it
+    (`*.pythonhosted.org`), an address, a range in CIDR notation, or `*` for every public host. IPv6 stands in brackets.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODE_FIELD_NUMBER: _builtins.int
+    ALLOW_FIELD_NUMBER: _builtins.int
+    DENY_FIELD_NUMBER: _builtins.int
     mode: Global___NetworkMode.ValueType
-    """The mode. Default, and on this runtime the only choice: `none`."""
+    """The mode. Default: `none`."""
+    @_builtins.property
+    def allow(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What can be reached in mode `egress`: up to 256 entries. In mode `open`: private addresses and ranges that can be
+        reached as well.
+        """
+
+    @_builtins.property
+    def deny(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What can not be reached although it is allowed: up to 256 entries."""
+
     def __init__(
         self,
         *,
         mode: Global___NetworkMode.ValueType = ...,
+        allow: _abc.Iterable[_builtins.str] | None = ...,
+        deny: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "deny", b"deny", "mode", b"mode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NetworkPolicy: _TypeAlias = NetworkPolicy  # noqa: Y015
+
+@_typing.final
+class SandboxUsage(_message.Message):
+    """SandboxUsage is what a sandbox uses and has used. What the host cannot tell is not there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    CPU_TIME_MS_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    OOM_KILLS_FIELD_NUMBER: _builtins.int
+    PIDS_REFUSED_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_ALLOWED_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_DENIED_FIELD_NUMBER: _builtins.int
+    NETWORK_SENT_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Bytes of memory now, files included."""
+    pids: _builtins.int
+    """Processes and threads now."""
+    cpu_time_ms: _builtins.float
+    """CPU time of all its processes so far, in milliseconds."""
+    disk_bytes: _builtins.int
+    """Bytes in its writable folders now."""
+    oom_kills: _builtins.int
+    """How many processes the kernel has killed for the memory limit."""
+    pids_refused: _builtins.int
+    """How many processes could not be started for the limit of processes."""
+    connections_allowed: _builtins.int
+    """Connections to the network that were allowed."""
+    connections_denied: _builtins.int
+    """Connections to the network that were refused."""
+    network_sent_bytes: _builtins.int
+    """Bytes sent over connections to the network."""
+    network_received_bytes: _builtins.int
+    """Bytes received over them."""
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int | None = ...,
+        pids: _builtins.int | None = ...,
+        cpu_time_ms: _builtins.float | None = ...,
+        disk_bytes: _builtins.int | None = ...,
+        oom_kills: _builtins.int | None = ...,
+        pids_refused: _builtins.int | None = ...,
+        connections_allowed: _builtins.int = ...,
+        connections_denied: _builtins.int = ...,
+        network_sent_bytes: _builtins.int = ...,
+        network_received_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_time_ms", b"_cpu_time_ms", "_disk_bytes", b"_disk_bytes", "_memory_bytes", b"_memory_bytes", "_oom_kills", b"_oom_kills", "_pids", b"_pids", "_pids_refused", b"_pids_refused", "cpu_time_ms", b"cpu_time_ms", "disk_bytes", b"disk_bytes", "memory_bytes", b"memory_bytes", "oom_kills", b"oom_kills", "pids", b"pids", "pids_refused", b"pids_refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_time_ms", b"_cpu_time_ms", "_disk_bytes", b"_disk_bytes", "_memory_bytes", b"_memory_bytes", "_oom_kills", b"_oom_kills", "_pids", b"_pids", "_pids_refused", b"_pids_refused", "connections_allowed", b"connections_allowed", "connections_denied", b"connections_denied", "cpu_time_ms", b"cpu_time_ms", "disk_bytes", b"disk_bytes", "memory_bytes", b"memory_bytes", "network_received_bytes", b"network_received_bytes", "network_sent_bytes", b"network_sent_bytes", "oom_kills", b"oom_kills", "pids", b"pids", "pids_refused", b"pids_refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_time_ms: _TypeAlias = _typing.Literal["cpu_time_ms"]  # noqa: Y015
+    _WhichOneofArgType__cpu_time_ms: _TypeAlias = _typing.Literal["_cpu_time_ms", b"_cpu_time_ms"]  # noqa: Y015
+    _WhichOneofReturnType__disk_bytes: _TypeAlias = _typing.Literal["disk_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_bytes: _TypeAlias = _typing.Literal["_disk_bytes", b"_disk_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__oom_kills: _TypeAlias = _typing.Literal["oom_kills"]  # noqa: Y015
+    _WhichOneofArgType__oom_kills: _TypeAlias = _typing.Literal["_oom_kills", b"_oom_kills"]  # noqa: Y015
+    _WhichOneofReturnType__pids: _TypeAlias = _typing.Literal["pids"]  # noqa: Y015
+    _WhichOneofArgType__pids: _TypeAlias = _typing.Literal["_pids", b"_pids"]  # noqa: Y015
+    _WhichOneofReturnType__pids_refused: _TypeAlias = _typing.Literal["pids_refused"]  # noqa: Y015
+    _WhichOneofArgType__pids_refused: _TypeAlias = _typing.Literal["_pids_refused", b"_pids_refused"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_time_ms) -> _WhichOneofReturnType__cpu_time_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_bytes) -> _WhichOneofReturnType__disk_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oom_kills) -> _WhichOneofReturnType__oom_kills | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pids) -> _WhichOneofReturnType__pids | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pids_refused) -> _WhichOneofReturnType__pids_refused | None: ...
+
+Global___SandboxUsage: _TypeAlias = SandboxUsage  # noqa: Y015
 
 @_typing.final
 class Sandbox(_message.Message):
@@ -169,6 +299,8 @@ class Sandbox(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     """The sandbox's id: `sb` and a lower-case ULID."""
     template: _builtins.str
@@ -195,6 +327,14 @@ class Sandbox(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When its lease ends unless it is kept alive."""
 
+    @_builtins.property
+    def network(self) -> Global___NetworkPolicy:
+        """What of the network it sees."""
+
+    @_builtins.property
+    def usage(self) -> Global___SandboxUsage:
+        """What it uses; in answers of GetSandbox only."""
+
     def __init__(
         self,
         *,
@@ -207,10 +347,12 @@ class Sandbox(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        network: Global___NetworkPolicy | None = ...,
+        usage: Global___SandboxUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "network", b"network", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "node_id", b"node_id", "sandbox_id", b"sandbox_id", "state", b"state", "template", b"template", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "network", b"network", "node_id", b"node_id", "sandbox_id", b"sandbox_id", "state", b"state", "template", b"template", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,6 +691,58 @@ class ListSandboxesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSandboxesResponse: _TypeAlias = ListSandboxesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSandboxRequest(_message.Message):
+    """UpdateSandboxRequest says what changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """The sandbox."""
+    @_builtins.property
+    def network(self) -> Global___NetworkPolicy:
+        """What of the network it sees from now on."""
+
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+        network: Global___NetworkPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "sandbox_id", b"sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSandboxRequest: _TypeAlias = UpdateSandboxRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSandboxResponse(_message.Message):
+    """UpdateSandboxResponse carries the sandbox, changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> Global___Sandbox:
+        """The sandbox."""
+
+    def __init__(
+        self,
+        *,
+        sandbox: Global___Sandbox | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSandboxResponse: _TypeAlias = UpdateSandboxResponse  # noqa: Y015
 
 @_typing.final
 class GetSandboxStatsRequest(_message.Message):

@@ -60,6 +60,11 @@ class SchedulerServiceStub(object):
                 request_serializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.ListSandboxesRequest.SerializeToString,
                 response_deserializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.ListSandboxesResponse.FromString,
                 _registered_method=True)
+        self.UpdateSandbox = channel.unary_unary(
+                '/cloud_sandbox.v1.SchedulerService/UpdateSandbox',
+                request_serializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.UpdateSandboxRequest.SerializeToString,
+                response_deserializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.UpdateSandboxResponse.FromString,
+                _registered_method=True)
         self.GetSandboxStats = channel.unary_unary(
                 '/cloud_sandbox.v1.SchedulerService/GetSandboxStats',
                 request_serializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.GetSandboxStatsRequest.SerializeToString,
@@ -106,6 +111,14 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateSandbox(self, request, context):
+        """UpdateSandbox changes what of the network a sandbox sees, from now on: connections that the new policy does not allow
+        are cut. A sandbox of a session is changed through its session, which keeps the change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSandboxStats(self, request, context):
         """GetSandboxStats counts sandboxes by state, over all nodes that are alive.
         """
@@ -140,6 +153,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ListSandboxes,
                     request_deserializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.ListSandboxesRequest.FromString,
                     response_serializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.ListSandboxesResponse.SerializeToString,
+            ),
+            'UpdateSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSandbox,
+                    request_deserializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.UpdateSandboxRequest.FromString,
+                    response_serializer=cloud__sandbox_dot_v1_dot_scheduler__pb2.UpdateSandboxResponse.SerializeToString,
             ),
             'GetSandboxStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSandboxStats,
@@ -283,6 +301,33 @@ class SchedulerService(object):
             '/cloud_sandbox.v1.SchedulerService/ListSandboxes',
             cloud__sandbox_dot_v1_dot_scheduler__pb2.ListSandboxesRequest.SerializeToString,
             cloud__sandbox_dot_v1_dot_scheduler__pb2.ListSandboxesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloud_sandbox.v1.SchedulerService/UpdateSandbox',
+            cloud__sandbox_dot_v1_dot_scheduler__pb2.UpdateSandboxRequest.SerializeToString,
+            cloud__sandbox_dot_v1_dot_scheduler__pb2.UpdateSandboxResponse.FromString,
             options,
             channel_credentials,
             insecure,

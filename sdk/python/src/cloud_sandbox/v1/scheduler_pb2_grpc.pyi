@@ -43,6 +43,10 @@ class SchedulerServiceStub:
     """GetSandbox returns one acquired sandbox."""
     ListSandboxes: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListSandboxesRequest, _scheduler_pb2.ListSandboxesResponse]
     """ListSandboxes lists the caller's acquired sandboxes (an admin's call: the whole tenant's), oldest first."""
+    UpdateSandbox: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.UpdateSandboxRequest, _scheduler_pb2.UpdateSandboxResponse]
+    """UpdateSandbox changes what of the network a sandbox sees, from now on: connections that the new policy does not allow
+    are cut. A sandbox of a session is changed through its session, which keeps the change.
+    """
     GetSandboxStats: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.GetSandboxStatsRequest, _scheduler_pb2.GetSandboxStatsResponse]
     """GetSandboxStats counts sandboxes by state, over all nodes that are alive."""
 
@@ -61,6 +65,10 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """GetSandbox returns one acquired sandbox."""
     ListSandboxes: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListSandboxesRequest, _scheduler_pb2.ListSandboxesResponse]  # type: ignore[assignment]
     """ListSandboxes lists the caller's acquired sandboxes (an admin's call: the whole tenant's), oldest first."""
+    UpdateSandbox: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.UpdateSandboxRequest, _scheduler_pb2.UpdateSandboxResponse]  # type: ignore[assignment]
+    """UpdateSandbox changes what of the network a sandbox sees, from now on: connections that the new policy does not allow
+    are cut. A sandbox of a session is changed through its session, which keeps the change.
+    """
     GetSandboxStats: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetSandboxStatsRequest, _scheduler_pb2.GetSandboxStatsResponse]  # type: ignore[assignment]
     """GetSandboxStats counts sandboxes by state, over all nodes that are alive."""
 
@@ -106,6 +114,16 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.ListSandboxesResponse, _abc.Awaitable[_scheduler_pb2.ListSandboxesResponse]]:
         """ListSandboxes lists the caller's acquired sandboxes (an admin's call: the whole tenant's), oldest first."""
+
+    @_abc_1.abstractmethod
+    def UpdateSandbox(
+        self,
+        request: _scheduler_pb2.UpdateSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.UpdateSandboxResponse, _abc.Awaitable[_scheduler_pb2.UpdateSandboxResponse]]:
+        """UpdateSandbox changes what of the network a sandbox sees, from now on: connections that the new policy does not allow
+        are cut. A sandbox of a session is changed through its session, which keeps the change.
+        """
 
     @_abc_1.abstractmethod
     def GetSandboxStats(

@@ -191,6 +191,7 @@ class Session(_message.Message):
     RESUME_MANIFEST_FIELD_NUMBER: _builtins.int
     FORKED_FROM_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's id: `se` and a lower-case ULID."""
     user_id: _builtins.str
@@ -241,6 +242,10 @@ class Session(_message.Message):
     def limits(self) -> _scheduler_pb2.ResourceLimits:
         """The limits that it was created with; unset for the template's."""
 
+    @_builtins.property
+    def network(self) -> _scheduler_pb2.NetworkPolicy:
+        """What of the network its sandbox sees."""
+
     def __init__(
         self,
         *,
@@ -263,10 +268,11 @@ class Session(_message.Message):
         resume_manifest: Global___ResumeManifest | None = ...,
         forked_from: _builtins.str = ...,
         limits: _scheduler_pb2.ResourceLimits | None = ...,
+        network: _scheduler_pb2.NetworkPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "resume_manifest", b"resume_manifest", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "network", b"network", "resume_manifest", b"resume_manifest", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_resume", b"auto_resume", "checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "expire_time", b"expire_time", "failure", b"failure", "forked_from", b"forked_from", "idle_timeout_seconds", b"idle_timeout_seconds", "limits", b"limits", "metadata", b"metadata", "on_timeout", b"on_timeout", "pause_depth", b"pause_depth", "resume_manifest", b"resume_manifest", "sandbox_id", b"sandbox_id", "session_id", b"session_id", "state", b"state", "template", b"template", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_resume", b"auto_resume", "checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "expire_time", b"expire_time", "failure", b"failure", "forked_from", b"forked_from", "idle_timeout_seconds", b"idle_timeout_seconds", "limits", b"limits", "metadata", b"metadata", "network", b"network", "on_timeout", b"on_timeout", "pause_depth", b"pause_depth", "resume_manifest", b"resume_manifest", "sandbox_id", b"sandbox_id", "session_id", b"session_id", "state", b"state", "template", b"template", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -865,6 +871,7 @@ class UpdateSessionRequest(_message.Message):
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     ON_TIMEOUT_FIELD_NUMBER: _builtins.int
     AUTO_RESUME_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     timeout_seconds: _builtins.int
@@ -883,6 +890,10 @@ class UpdateSessionRequest(_message.Message):
     def remove_metadata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys of labels to remove."""
 
+    @_builtins.property
+    def network(self) -> _scheduler_pb2.NetworkPolicy:
+        """What of the network its sandbox sees from now on, and after each resume. Default: it stays."""
+
     def __init__(
         self,
         *,
@@ -893,10 +904,11 @@ class UpdateSessionRequest(_message.Message):
         idle_timeout_seconds: _builtins.int | None = ...,
         on_timeout: Global___TimeoutAction.ValueType = ...,
         auto_resume: _builtins.bool | None = ...,
+        network: _scheduler_pb2.NetworkPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_idle_timeout_seconds", b"_idle_timeout_seconds", "_timeout_seconds", b"_timeout_seconds", "auto_resume", b"auto_resume", "idle_timeout_seconds", b"idle_timeout_seconds", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_idle_timeout_seconds", b"_idle_timeout_seconds", "_timeout_seconds", b"_timeout_seconds", "auto_resume", b"auto_resume", "idle_timeout_seconds", b"idle_timeout_seconds", "network", b"network", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_idle_timeout_seconds", b"_idle_timeout_seconds", "_timeout_seconds", b"_timeout_seconds", "auto_resume", b"auto_resume", "idle_timeout_seconds", b"idle_timeout_seconds", "metadata", b"metadata", "on_timeout", b"on_timeout", "remove_metadata", b"remove_metadata", "session_id", b"session_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_idle_timeout_seconds", b"_idle_timeout_seconds", "_timeout_seconds", b"_timeout_seconds", "auto_resume", b"auto_resume", "idle_timeout_seconds", b"idle_timeout_seconds", "metadata", b"metadata", "network", b"network", "on_timeout", b"on_timeout", "remove_metadata", b"remove_metadata", "session_id", b"session_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_resume: _TypeAlias = _typing.Literal["auto_resume"]  # noqa: Y015
     _WhichOneofArgType__auto_resume: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume"]  # noqa: Y015
