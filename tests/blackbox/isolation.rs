@@ -114,6 +114,26 @@ async fn processes_of_others_are_invisible() {
 }
 
 #[tokio::test]
+async fn agent_is_not_to_be_seen_and_sees_whoever_hides() {
+    let (_server, api, id) = inside().await;
+    let seen = api.shell(&id, "ls -d /proc/[0-9]*; ls /proc/1; cat /proc/1/stat").await;
+    assert!(!seen.lines().any(|line| line == "/proc/1") && seen.contains("No such file"), "{seen}");
+    // PR_SET_DUMPABLE: from then on it is not to be seen by others of its user either, and is killed all the same
+    let hide = "import ctypes, os, time\n\
+                if os.fork() == 0:\n\
+                \x20   os.setpgid(0, 0)\n\
+                \x20   ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n\
+                \x20   file = open('/workspace/lock', 'w')\n\
+                \x20   import fcntl; fcntl.flock(file, fcntl.LOCK_EX)\n\
+                \x20   open('/workspace/hidden', 'w').close()\n\
+                time.sleep(600)";
+    let line = json!({"code": hide, "language": "python", "timeout_ms": 3000});
+    api.execute(&id, line).await;
+    let free = "test -e /workspace/hidden && flock -n /workspace/lock echo killed";
+    assert_eq!(api.shell(&id, free).await, "killed\n");
+}
+
+#[tokio::test]
 async fn files_of_one_sandbox_are_not_in_another() {
     let (_server, api, id) = inside().await;
     api.shell(&id, "for d in /tmp /workspace /dev/shm /var/tmp /home/user; do echo mine > $d/mine; done").await;

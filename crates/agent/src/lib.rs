@@ -19,7 +19,7 @@ mod tree;
 mod walls;
 mod worker;
 
-pub use process::Children;
+pub use process::{Children, read_processes_by};
 pub use serve::{serve, serve_agent};
 pub use service::Agent;
 

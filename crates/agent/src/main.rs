@@ -1,4 +1,5 @@
-//! Starts the agent: `--listen-fd N` takes over a socket that listens already, `--listen PATH` makes one.
+//! Starts the agent: `--listen-fd N` takes over a socket that listens already, `--listen PATH` makes one. With
+//! `--proc-fd N` it reads about processes in the `/proc` behind that descriptor.
 //!
 //! User code runs beside this process under the same user id, as its children. Invariant: nothing of the agent is
 //! theirs. It cannot be traced or read, and no descriptor of it survives an exec.
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use cloud_sandbox_agent::{Agent, Children, serve_agent};
+use cloud_sandbox_agent::{Agent, Children, read_processes_by, serve_agent};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::{
@@ -24,7 +25,7 @@ use nix::{
     },
 };
 
-const USAGE: &str = "usage: cloud-sandbox-agent --listen-fd FD | --listen PATH";
+const USAGE: &str = "usage: cloud-sandbox-agent (--listen-fd FD | --listen PATH) [--proc-fd FD]";
 
 fn main() -> ExitCode {
     match start() {
@@ -44,7 +45,10 @@ enum Listen {
 }
 
 fn start() -> Result<(), String> {
-    let listen = parse(std::env::args().skip(1))?;
+    let (listen, proc) = parse(std::env::args().skip(1))?;
+    if let Some(proc) = proc {
+        read_processes_by(proc);
+    }
     umask(Mode::from_bits_truncate(0o022));
     close_on_exec().map_err(|error| format!("failed to guard the open descriptors: {error}"))?;
     let listener = listener(&listen).map_err(|error| format!("failed to listen on {listen:?}: {error}"))?;
@@ -71,7 +75,7 @@ fn start() -> Result<(), String> {
         .map_err(|error| format!("failed to serve: {error}"))
 }
 
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Listen, String> {
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(Listen, Option<RawFd>), String> {
     let listen = match (arguments.next().as_deref(), arguments.next()) {
         (Some("--listen-fd"), Some(fd)) => match fd.parse() {
             Ok(fd) if fd > 2 => Listen::Inherited(fd),
@@ -80,7 +84,15 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Listen, String> 
         (Some("--listen"), Some(path)) => Listen::Path(path),
         _ => return Err(USAGE.to_owned()),
     };
-    if arguments.next().is_some() { Err(USAGE.to_owned()) } else { Ok(listen) }
+    let proc = match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => None,
+        (Some("--proc-fd"), Some(fd)) => match fd.parse() {
+            Ok(fd) if fd > 2 => Some(fd),
+            _ => return Err(format!("--proc-fd must be a number above 2, not {fd:?}")),
+        },
+        _ => return Err(USAGE.to_owned()),
+    };
+    if arguments.next().is_some() { Err(USAGE.to_owned()) } else { Ok((listen, proc)) }
 }
 
 fn listener(listen: &Listen) -> io::Result<UnixListener> {
@@ -161,19 +173,28 @@ fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
 mod tests {
     use super::*;
 
-    fn parsed(arguments: &[&str]) -> Result<Listen, String> {
+    fn parsed(arguments: &[&str]) -> Result<(Listen, Option<RawFd>), String> {
         parse(arguments.iter().map(ToString::to_string))
     }
 
     #[test]
     fn one_place_to_listen_is_taken() {
-        assert_eq!(parsed(&["--listen-fd", "3"]), Ok(Listen::Inherited(3)));
-        assert_eq!(parsed(&["--listen", "/run/a.sock"]), Ok(Listen::Path("/run/a.sock".to_owned())));
+        assert_eq!(parsed(&["--listen-fd", "3"]), Ok((Listen::Inherited(3), None)));
+        assert_eq!(parsed(&["--listen-fd", "3", "--proc-fd", "4"]), Ok((Listen::Inherited(3), Some(4))));
+        assert_eq!(parsed(&["--listen", "/run/a.sock"]), Ok((Listen::Path("/run/a.sock".to_owned()), None)));
     }
 
     #[test]
     fn anything_else_is_refused() {
-        for arguments in [&[][..], &["--listen-fd"], &["--listen-fd", "2"], &["--listen", "a", "b"], &["--help", "x"]] {
+        for arguments in [
+            &["--listen-fd", "3", "--proc-fd"][..],
+            &["--listen-fd", "3", "--proc-fd", "x"],
+            &[],
+            &["--listen-fd"],
+            &["--listen-fd", "2"],
+            &["--listen", "a", "b"],
+            &["--help", "x"],
+        ] {
             assert!(parsed(arguments).is_err(), "{arguments:?}");
         }
     }

@@ -36,6 +36,7 @@ use input::Inputs;
 use output::Output;
 use staged::Staged;
 pub(crate) use standstill::Standstill;
+pub use stat::read_processes_by;
 
 /// Events on their way to the stream: one for each of three relays, which hold room while they wait for something to
 /// read, and one to empty an output through; little enough to hold back a process.

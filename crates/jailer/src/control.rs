@@ -76,7 +76,7 @@ pub fn malformed() -> Fault {
 }
 
 /// A second descriptor for the same thing with a high number, closed at exec.
-fn duplicate_high(fd: &impl AsFd) -> nix::Result<OwnedFd> {
+pub fn duplicate_high(fd: &impl AsFd) -> nix::Result<OwnedFd> {
     let number = fcntl(fd.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(FIRST_HIGH))?;
     // SAFETY: F_DUPFD has just made this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })

@@ -56,14 +56,14 @@ struct PathBeneath {
 }
 
 /// Puts this process and all after it behind the wall, for good. `version` is what the kernel knows; 0 is nothing.
-pub fn wall_off(spec: &Spec) -> Result<(), Fault> {
+pub fn wall_off(spec: &Spec, proc: &OwnedFd) -> Result<(), Fault> {
     let version = spec.landlock;
     if version == 0 {
         return Ok(());
     }
     let handled = handled(version);
     let ruleset = ruleset(version, handled)?;
-    let allow = |path: &Path, rights: u64| allow(&ruleset, path, rights & handled);
+    let allow = |path: &Path, rights: u64| allow(&ruleset, &open(path)?, rights & handled, path);
     allow(Path::new("/"), EXECUTE | READ)?;
     for (path, _) in &spec.root.scratch {
         allow(path, handled & !(MAKE_CHAR | MAKE_BLOCK))?;
@@ -71,6 +71,8 @@ pub fn wall_off(spec: &Spec) -> Result<(), Fault> {
     // whoever may write what is said by owner and mode of each file, and by the mounts
     allow(Path::new("/proc"), READ | WRITE_FILE | TRUNCATE)?;
     allow(Path::new("/dev"), READ | WRITE_FILE | TRUNCATE | IOCTL_DEV)?;
+    // the agent's own is mounted nowhere, so no folder above it stands for it
+    self::allow(&ruleset, proc, READ & handled, Path::new("the agent's /proc"))?;
     // SAFETY: plain system call on a ruleset that is ours.
     if unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) } != 0 {
         return Err(Fault::last("wall off files"));
@@ -99,16 +101,19 @@ fn ruleset(version: u32, handled_fs: u64) -> Result<OwnedFd, Fault> {
     }
 }
 
-fn allow(ruleset: &OwnedFd, path: &Path, rights: u64) -> Result<(), Fault> {
-    let name = || format!("allow {}", path.display());
-    let folder = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).step(name)?;
+fn open(path: &Path) -> Result<OwnedFd, Fault> {
+    let folder = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+    folder.map(OwnedFd::from).step(|| format!("open {}", path.display()))
+}
+
+fn allow(ruleset: &OwnedFd, folder: &OwnedFd, rights: u64, path: &Path) -> Result<(), Fault> {
     let rule = PathBeneath { allowed: rights, parent: folder.as_raw_fd() };
     // SAFETY: the rule lives beyond the call, and so does the descriptor in it.
     let done = unsafe {
         libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), RULE_PATH_BENEATH, &raw const rule, 0)
     };
     if done != 0 {
-        return Err(Fault::last(&name()));
+        return Err(Fault::last(&format!("allow {}", path.display())));
     }
     Ok(())
 }

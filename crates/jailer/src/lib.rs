@@ -23,6 +23,10 @@ pub const MESSAGE_MAX: usize = 64 * 1024;
 /// The descriptor at which the agent finds its listening socket.
 pub const LISTENER_FD: i32 = 3;
 
+/// The descriptor at which the agent finds a `/proc` that hides no process from it. The one that everybody sees hides what
+/// its reader may not trace: the agent from the user's code, and whatever of that made itself undumpable from the agent.
+pub const PROC_FD: i32 = 4;
+
 /// What the jailer is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {

@@ -14,7 +14,7 @@ use std::{
     process::ExitCode,
 };
 
-use cloud_sandbox_jailer::{LISTENER_FD, Order, Reply, Spec};
+use cloud_sandbox_jailer::{LISTENER_FD, Order, PROC_FD, Reply, Spec};
 use nix::{
     sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
     unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid},
@@ -89,13 +89,13 @@ fn only(received: Vec<OwnedFd>) -> Result<OwnedFd, Fault> {
 fn become_agent(spec: &Spec, descriptors: &Descriptors) -> Result<(), Fault> {
     namespaces::configure(&spec.hostname)?;
     privileges::become_namespace_root(spec.ids)?;
-    rootfs::build(&spec.root, spec.user)?;
+    let proc = rootfs::build(&spec.root, spec.user)?;
     setsid().step(|| "start a session".into())?;
     reset_signals()?;
-    arrange_descriptors(&descriptors.listener)?;
+    arrange_descriptors(&descriptors.listener, &proc)?;
     privileges::limit(&spec.rlimits)?;
     privileges::drop(spec)?;
-    landlock::wall_off(spec)?;
+    landlock::wall_off(spec, &proc)?;
     privileges::filter_syscalls(&descriptors.seccomp, &spec.seccomp)?;
     Err(execute(&descriptors.agent))
 }
@@ -108,8 +108,8 @@ fn reset_signals() -> Result<(), Fault> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).step(|| "unblock signals".into())
 }
 
-/// Leaves the agent with null as its standard streams and its listener, and nothing else beyond exec.
-fn arrange_descriptors(listener: &OwnedFd) -> Result<(), Fault> {
+/// Leaves the agent with null as its standard streams, its listener and its `/proc`, and nothing else beyond exec.
+fn arrange_descriptors(listener: &OwnedFd, proc: &OwnedFd) -> Result<(), Fault> {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").step(|| "open /dev/null".into())?;
     dup2_stdin(&null)
         .and_then(|()| dup2_stdout(&null))
@@ -121,7 +121,10 @@ fn arrange_descriptors(listener: &OwnedFd) -> Result<(), Fault> {
         if libc::dup2(listener.as_raw_fd(), LISTENER_FD) < 0 {
             return Err(Fault::last("place the listener"));
         }
-        let first = (LISTENER_FD + 1) as libc::c_uint;
+        if libc::dup2(proc.as_raw_fd(), PROC_FD) < 0 {
+            return Err(Fault::last("place proc"));
+        }
+        let first = (PROC_FD + 1) as libc::c_uint;
         let flags = libc::CLOSE_RANGE_CLOEXEC;
         if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) != 0 {
             return Err(Fault::last("mark descriptors to be closed"));
@@ -132,7 +135,15 @@ fn arrange_descriptors(listener: &OwnedFd) -> Result<(), Fault> {
 
 fn execute(agent: &OwnedFd) -> Fault {
     let listener = LISTENER_FD.to_string() + "\0";
-    let argv = [c"agent".as_ptr(), c"--listen-fd".as_ptr(), listener.as_ptr().cast(), std::ptr::null()];
+    let proc = PROC_FD.to_string() + "\0";
+    let argv = [
+        c"agent".as_ptr(),
+        c"--listen-fd".as_ptr(),
+        listener.as_ptr().cast(),
+        c"--proc-fd".as_ptr(),
+        proc.as_ptr().cast(),
+        std::ptr::null(),
+    ];
     let envp = [std::ptr::null::<libc::c_char>()];
     // SAFETY: all strings end with NUL, both arrays with a null pointer, and they live beyond the call.
     unsafe {

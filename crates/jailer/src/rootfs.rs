@@ -5,7 +5,10 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink},
+    },
     path::{Path, PathBuf},
 };
 
@@ -16,6 +19,7 @@ use nix::{
 };
 
 use crate::{
+    control::duplicate_high,
     fault::{Fault, Step},
     quotas,
 };
@@ -31,8 +35,8 @@ const ROOT_OPTIONS: &str = "mode=0755,size=1m,nr_inodes=4096";
 const PTS_OPTIONS: &str = "newinstance,ptmxmode=0666,mode=0620,max=64";
 const NO_PRIVILEGES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
-/// Builds the root and moves into it.
-pub fn build(root: &Root, user: u32) -> Result<(), Fault> {
+/// Builds the root and moves into it. Returns a `/proc` for the agent alone, which has no place in it.
+pub fn build(root: &Root, user: u32) -> Result<OwnedFd, Fault> {
     mount_plain(None, "/", MsFlags::MS_PRIVATE | MsFlags::MS_REC).step(|| "make mounts private".into())?;
     mount_new("tmpfs", Path::new(NEW_ROOT), NO_PRIVILEGES, ROOT_OPTIONS)?;
     for bind in &root.binds {
@@ -49,7 +53,9 @@ pub fn build(root: &Root, user: u32) -> Result<(), Fault> {
     build_dev(&root.devices)?;
     build_scratch(root, user)?;
     build_proc(root)?;
-    enter()
+    let proc = agents_proc()?;
+    enter()?;
+    Ok(proc)
 }
 
 fn build_dev(devices: &[String]) -> Result<(), Fault> {
@@ -96,7 +102,7 @@ fn build_scratch(root: &Root, user: u32) -> Result<(), Fault> {
 fn build_proc(root: &Root) -> Result<(), Fault> {
     make_folder(Path::new("/proc"))?;
     let flags = NO_PRIVILEGES | MsFlags::MS_NOEXEC;
-    mount_new("proc", &inside(Path::new("/proc")), flags, "")?;
+    mount_new("proc", &inside(Path::new("/proc")), flags, "hidepid=invisible")?;
     quotas::set(&inside(Path::new("/proc")))?;
     for path in &root.read_only {
         let target = inside(path);
@@ -118,6 +124,19 @@ fn build_proc(root: &Root) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// A `/proc` that hides no process, by a descriptor alone: each mount of it has its own options since Linux 5.8.
+fn agents_proc() -> Result<OwnedFd, Fault> {
+    let folder = inside(Path::new(OWN));
+    make_folder(Path::new(OWN))?;
+    mount_new("proc", &folder, NO_PRIVILEGES | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY, "")?;
+    let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&folder);
+    let proc = opened.step(|| "open the agent's proc".into())?;
+    let proc = duplicate_high(&proc).step(|| "keep the agent's proc".into())?;
+    umount2(&folder, MntFlags::MNT_DETACH).step(|| "hide the agent's proc".into())?;
+    fs::remove_dir(&folder).step(|| "remove the folder of the agent's proc".into())?;
+    Ok(proc)
 }
 
 /// Binds files of the root's own tmpfs, which is read-only in the end, over what the kernel shows.

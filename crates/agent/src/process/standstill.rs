@@ -22,7 +22,7 @@ use nix::{
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::stat::{Stat, all_pids};
+use super::stat::{Stat, all_pids, proc};
 
 /// How long to wait for those that do not stop at once, since they wait for a disk.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -173,21 +173,19 @@ impl Process {
         if self.stat.threads <= 1 {
             return self.stat.is_still();
         }
-        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return true };
+        let Ok(threads) = fs::read_dir(proc().join(format!("{}/task", self.pid))) else { return true };
         let stats = threads.flatten().filter_map(|thread| fs::read(thread.path().join("stat")).ok());
         stats.filter_map(|stat| Stat::parse(&stat)).all(|stat| stat.is_still())
     }
 
     fn describe(&self) -> ProcessInfo {
-        let folder = format!("/proc/{}", self.pid);
-        let line = fs::read(format!("{folder}/cmdline")).unwrap_or_default();
+        let folder = proc().join(self.pid.to_string());
+        let line = fs::read(folder.join("cmdline")).unwrap_or_default();
         let command = match command(&line) {
-            command if command.is_empty() => {
-                fs::read(format!("{folder}/comm")).map_or(command, |name| self::command(&name))
-            }
+            command if command.is_empty() => fs::read(folder.join("comm")).map_or(command, |name| self::command(&name)),
             command => command,
         };
-        let descriptors = fs::read_dir(format!("{folder}/fd")).into_iter().flatten().flatten();
+        let descriptors = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
         let sockets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
         let sockets = sockets.filter(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:")).count();
         ProcessInfo {

@@ -1,6 +1,19 @@
 //! What `/proc` says of a process (proc_pid_stat(5)).
 
-use std::fs;
+use std::{fs, os::fd::RawFd, path::PathBuf, sync::OnceLock};
+
+static PROC: OnceLock<PathBuf> = OnceLock::new();
+
+/// Reads about processes in the `/proc` behind a descriptor, which is open for good. The one at its usual place may hide
+/// some: whoever makes itself undumpable must not escape from being killed.
+pub fn read_processes_by(descriptor: RawFd) {
+    PROC.get_or_init(|| format!("/proc/self/fd/{descriptor}").into());
+}
+
+/// Where processes are read about.
+pub(super) fn proc() -> PathBuf {
+    PROC.get().cloned().unwrap_or_else(|| "/proc".into())
+}
 
 /// The parts of `/proc/<pid>/stat` that are asked for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -17,7 +30,7 @@ pub(super) struct Stat {
 impl Stat {
     /// Reads it; none when the process is gone.
     pub(super) fn of(pid: i32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&fs::read(proc().join(format!("{pid}/stat"))).ok()?)
     }
 
     pub(super) fn parse(stat: &[u8]) -> Option<Self> {
@@ -46,7 +59,7 @@ impl Stat {
 
 /// The ids of all processes.
 pub(super) fn all_pids() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let entries = fs::read_dir(proc()).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
