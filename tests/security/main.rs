@@ -15,6 +15,7 @@ mod bombs;
 mod egress;
 mod file_api;
 mod files;
+mod files_client;
 #[expect(dead_code, reason = "the black-box tests need more of it")]
 #[path = "../blackbox/harness.rs"]
 mod harness;
@@ -26,6 +27,7 @@ mod leftovers;
 mod namespaces;
 mod neighbours;
 mod network;
+mod policies;
 mod privileges;
 mod races;
 mod runtimes;
@@ -54,6 +56,7 @@ const THEMES: &[(&str, &[Attempt])] = &[
     ("namespaces", namespaces::ATTEMPTS),
     ("neighbours", neighbours::ATTEMPTS),
     ("network", network::ATTEMPTS),
+    ("policies", policies::ATTEMPTS),
     ("privileges", privileges::ATTEMPTS),
     ("races", races::ATTEMPTS),
 ];
