@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use cloud_sandbox_runtime::walls::{PROVED, UNIQUE_IDS};
+
 use crate::harness::{BINARY, Server, Traces, command};
 
 fn with_input(mut command: Command, input: &str) -> Output {
@@ -136,8 +138,12 @@ fn effective_settings_are_printed_without_secrets() {
 fn doctor_tells_what_the_host_offers() {
     let (code, stdout, stderr) = out(&command(&["doctor"]).output().unwrap());
     assert_eq!(code, Some(0), "{stdout}{stderr}");
-    for row in ["kernel", "user namespaces", "seccomp", "cgroups", "a sandbox", "language python"] {
+    for row in ["kernel", "cgroups", "network egress", "network open", "disk limit", "a sandbox", "language python"] {
         assert!(stdout.contains(row), "{row} in\n{stdout}");
+    }
+    // as root, on a kernel that is new enough for these tests, nothing that protects is missing
+    for wall in [UNIQUE_IDS].into_iter().chain(PROVED) {
+        assert!(stdout.contains(&format!("ok        {wall:<20}")), "{wall} in\n{stdout}");
     }
 }
 
@@ -161,8 +167,8 @@ fn ordinary_user_gets_sandboxes_and_is_told_what_they_lack() {
     };
     let (code, stdout, stderr) = out(&as_somebody(&["doctor"]).output().unwrap());
     assert_eq!(code, Some(0), "{stdout}{stderr}");
-    for lost in ["memory limit", "freezer", "ids of its own"] {
-        assert!(stdout.contains(lost), "{lost} in\n{stdout}");
+    for lost in ["memory limit", "freezer", UNIQUE_IDS] {
+        assert!(stdout.contains(&format!("degraded  {lost:<20}")), "{lost} in\n{stdout}");
     }
     let code = "import os, subprocess\nprint(os.getuid(), open('/proc/self/status').read().count('CapEff:\\t0000000000000000'))\n\
                 print(subprocess.run(['touch', '/usr/x'], capture_output=True).returncode)";

@@ -179,7 +179,67 @@ async fn devices_are_the_usual_few() {
         assert!(known.iter().any(|name| path == format!("/dev/{name}")), "{devices}");
     }
     assert!(devices.contains("/dev/null\n") && devices.contains("/dev/urandom\n"), "{devices}");
-    assert!(api.shell(&id, "mknod /tmp/m b 8 0 && echo made").await.contains("not permitted"));
+    let made = api.shell(&id, "mknod /tmp/m b 8 0 && echo made").await;
+    assert!(made.contains("not permitted") || made.contains("Permission denied"), "{made}");
+}
+
+/// Under Landlock nobody makes a device, also not the device 0:0, which is none and else anybody's to make.
+#[tokio::test]
+async fn second_wall_around_files_stands_where_the_first_has_a_door() {
+    let (_server, api, id) = inside().await;
+    let code = "import os, stat\n\
+                for folder in ('/tmp', '/workspace', '/dev/shm', '/run'):\n\
+                \x20   try: os.mknod(folder + '/none', 0o600 | stat.S_IFCHR, 0); print('made in', folder)\n\
+                \x20   except OSError as error: print(error.strerror)";
+    assert_eq!(api.python(&id, code).await, "Permission denied\n".repeat(4));
+}
+
+/// What programs do with files, devices, `/proc` and sockets goes on behind Landlock.
+#[tokio::test]
+async fn second_wall_is_in_nobodys_way() {
+    let (_server, api, id) = inside().await;
+    let files = "set -e; cd /tmp; mkdir a b; echo 1 > a/x; mv a/x b/y; ln b/y a/z; mv a /workspace/; mkfifo f; ln -s f g; \
+                 mv b c; truncate -s 0 c/y; cat /workspace/a/z; echo 7 > /dev/null; echo 300 > /proc/self/oom_score_adj; \
+                 cat /proc/self/oom_score_adj; echo hidden | cat /dev/stdin > /proc/self/fd/1; \
+                 cp /bin/echo ./own; ./own run; kill -0 $$; rm -r c f g own; echo done";
+    assert_eq!(api.shell(&id, files).await, "1\n300\nhidden\nrun\ndone\n");
+    let code = "import os, pty, socket, subprocess, termios, fcntl, multiprocessing.shared_memory as shared\n\
+                ours, theirs = pty.openpty()\n\
+                fcntl.ioctl(theirs, termios.TIOCSWINSZ, bytes(8))\n\
+                print(os.isatty(theirs), os.ttyname(theirs).startswith('/dev/pts/'))\n\
+                for name in ('\\0abstract', '/tmp/named'):\n\
+                \x20   server = socket.socket(socket.AF_UNIX); server.bind(name); server.listen()\n\
+                \x20   client = socket.socket(socket.AF_UNIX); client.connect(name)\n\
+                memory = shared.SharedMemory(create=True, size=4096); memory.unlink()\n\
+                child = subprocess.Popen(['sleep', '60']); child.terminate(); print(child.wait())";
+    assert_eq!(api.python(&id, code).await, "True True\n-15\n");
+}
+
+#[tokio::test]
+async fn machine_and_boot_have_ids_of_each_sandbox_alone() {
+    let (_server, api, id) = inside().await;
+    let other = api.acquire().await;
+    let line = "cat /etc/machine-id /proc/sys/kernel/random/boot_id; hostname";
+    let (first, second) = (api.shell(&id, line).await, api.shell(&other, line).await);
+    let ids = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let (first, second) = (ids(&first), ids(&second));
+    let hosts = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!((first.len(), first[0].len(), first[1].len()), (3, 32, 36), "{first:?}");
+    assert!(first[0] != second[0] && first[1] != second[1] && first[1] != hosts.trim(), "{first:?} {second:?}");
+    assert_eq!(api.shell(&id, "cat /proc/sys/kernel/random/boot_id").await.trim(), first[1], "it stays the same");
+    let changed = api.shell(&id, "echo x > /proc/sys/kernel/random/boot_id; echo x > /etc/machine-id; echo $?").await;
+    assert_ne!(changed.lines().last(), Some("0"), "{changed}");
+}
+
+#[tokio::test]
+async fn proc_tells_nothing_of_the_hosts_disks_modules_and_command_line() {
+    let (_server, api, id) = inside().await;
+    let silent = "cat /proc/cmdline /proc/modules /proc/partitions /proc/diskstats /proc/key-users /proc/keys \
+                  /proc/interrupts /proc/kcore /proc/sched_debug 2>/dev/null; \
+                  ls /proc/acpi /proc/driver /proc/dynamic_debug /proc/pressure /proc/scsi 2>/dev/null | grep -v :$ | grep .; true";
+    assert_eq!(api.shell(&id, silent).await, "");
+    let code = "import os\nprint(os.cpu_count() >= len(os.sched_getaffinity(0)) > 0, os.getloadavg()[0] >= 0)";
+    assert_eq!(api.python(&id, code).await, "True True\n", "what programs ask for is there");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use cloud_sandbox_model::network::Decision;
+use cloud_sandbox_model::{NetworkMode, network::Decision};
 use cloud_sandbox_runtime::{BoxedPackets, Interface};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_with_sizes, split},
@@ -130,6 +130,10 @@ impl Carrier {
 
     fn way(&self, to: SocketAddrV4) -> Way {
         let address = *to.ip();
+        let policy = self.network.policy.borrow();
+        if policy.mode() != NetworkMode::Open {
+            return Way::Refused(Decision::ModeNone);
+        }
         if address == self.interface.gateway
             && to.port() == DNS_PORT
             && let Some(resolver) = self.resolver
@@ -141,11 +145,16 @@ impl Carrier {
             return Way::Refused(Decision::NeverReachable("the network of the interface itself"));
         }
         let address = IpAddr::V4(address);
-        let policy = self.network.policy.borrow();
         match self.network.decide(&policy, MODE, &address.to_string(), address, to.port()) {
             Decision::Allowed => Way::Out,
             refused => Way::Refused(refused),
         }
+    }
+
+    /// Resolves when the policy's mode is `open` no more.
+    async fn closed(&self) {
+        // an error is that there is no policy any more
+        let _ = self.network.policy.clone().wait_for(|policy| policy.mode() != NetworkMode::Open).await;
     }
 
     fn note(&self, to: SocketAddrV4, decision: Decision) {
@@ -184,6 +193,7 @@ impl Carrier {
                     tokio::select! {
                         () = relay(inside, outside) => {}
                         () = meter.idle(IDLE_TIMEOUT) => {}
+                        () = self.closed() => {}
                     }
                 }
                 Ok(Err(_)) | Err(_) => self.stack.refuse(key, syn),

@@ -70,6 +70,8 @@ pub struct Spec {
     pub root: Root,
     /// how many instructions each seccomp program has; installed in this order, so that the last one's answer wins
     pub seccomp: Vec<u16>,
+    /// the version of Landlock that the kernel has; 0 is none
+    pub landlock: u32,
     /// resource limits of every process: number (`RLIMIT_*`) and value
     pub rlimits: Vec<(u32, u64)>,
 }
@@ -102,6 +104,8 @@ pub struct Root {
     pub scratch_bytes: u64,
     /// how many files it may hold
     pub scratch_inodes: u64,
+    /// paths below `/proc` that show a text of the sandbox's own
+    pub replaced: Vec<(PathBuf, String)>,
     /// paths below `/proc` that show nothing
     pub masked: Vec<PathBuf>,
     /// paths below `/proc` that cannot be written

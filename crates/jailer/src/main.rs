@@ -2,6 +2,7 @@
 
 mod control;
 mod fault;
+mod landlock;
 mod namespaces;
 mod network;
 mod privileges;
@@ -94,6 +95,7 @@ fn become_agent(spec: &Spec, descriptors: &Descriptors) -> Result<(), Fault> {
     arrange_descriptors(&descriptors.listener)?;
     privileges::limit(&spec.rlimits)?;
     privileges::drop(spec)?;
+    landlock::wall_off(spec)?;
     privileges::filter_syscalls(&descriptors.seccomp, &spec.seccomp)?;
     Err(execute(&descriptors.agent))
 }

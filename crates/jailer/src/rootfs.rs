@@ -23,6 +23,7 @@ use crate::{
 /// Where the new root grows: a folder that every host has and everybody may enter. Only this process sees it there.
 const NEW_ROOT: &str = "/tmp";
 const OLD_ROOT: &str = "/.old";
+const OWN: &str = "/.own";
 const SCRATCH: &str = "/.scratch";
 /// Room for folders, links and the few small files of the root itself.
 const ROOT_OPTIONS: &str = "mode=0755,size=1m,nr_inodes=4096";
@@ -105,6 +106,7 @@ fn build_proc(root: &Root) -> Result<(), Fault> {
                 .step(|| format!("make {} read-only", path.display()))?;
         }
     }
+    replace(&root.replaced)?;
     for path in &root.masked {
         let target = inside(path);
         if target.is_dir() {
@@ -114,6 +116,21 @@ fn build_proc(root: &Root) -> Result<(), Fault> {
             mount_plain(Some(Path::new("/dev/null")), &target, MsFlags::MS_BIND)
                 .step(|| format!("mask {}", path.display()))?;
         }
+    }
+    Ok(())
+}
+
+/// Binds files of the root's own tmpfs, which is read-only in the end, over what the kernel shows.
+fn replace(files: &[(PathBuf, String)]) -> Result<(), Fault> {
+    let source = inside(Path::new(OWN));
+    for (path, content) in files.iter().filter(|(path, _)| inside(path).exists()) {
+        let name = || format!("replace {}", path.display());
+        fs::write(&source, content).step(name)?;
+        mount_plain(Some(&source), inside(path), MsFlags::MS_BIND)
+            .and_then(|()| make_read_only(&inside(path), true))
+            .step(name)?;
+        // what is bound stays, without a name
+        fs::remove_file(&source).step(name)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use cloud_sandbox_model::error::chain;
-use cloud_sandbox_runtime::RuntimeError;
+use cloud_sandbox_runtime::{Runtime as _, RuntimeError, walls};
 use nix::unistd::Uid;
 
 use crate::{
@@ -26,29 +26,58 @@ const DELEGATE: &str =
     "run as root, or in a delegated group: systemd-run --user --scope -p Delegate=yes cloud-sandbox serve";
 
 impl Loss {
-    /// What is lost without some controllers, and without ids of its own for each sandbox.
-    pub(crate) fn of(missing: &[Controller], why: Option<&str>, unique_ids: bool) -> Vec<Self> {
+    /// What is lost without some controllers, without ids of its own for each sandbox, and without Landlock.
+    pub(crate) fn of(missing: &[Controller], why: Option<&str>, unique_ids: bool, landlock: u32) -> Vec<Self> {
         let because = why.map_or_else(|| "the controller is not available".to_owned(), ToOwned::to_owned);
         let mut losses = Vec::new();
         for controller in missing {
-            let (protection, instead) = match controller {
-                Controller::Memory => ("memory limit", "limited for each process only, by RLIMIT_DATA"),
-                Controller::Pids => ("process limit", "limited by RLIMIT_NPROC in the sandbox's user namespace"),
-                Controller::Cpu => ("CPU limit", "sandboxes share the CPU without a bound"),
-                Controller::CpuAccount => ("CPU accounting", "the CPU time of a whole sandbox is not known"),
-                Controller::Freezer => ("freezer", "sandboxes cannot be paused"),
+            let instead = match controller {
+                Controller::Memory => "limited for each process only, by RLIMIT_DATA",
+                Controller::Pids => "limited by RLIMIT_NPROC in the sandbox's user namespace",
+                Controller::Cpu => "sandboxes share the CPU without a bound",
+                Controller::CpuAccount => "the CPU time of a whole sandbox is not known",
+                Controller::Freezer => "sandboxes cannot be paused",
             };
-            losses.push(Self { protection, detail: format!("{instead} ({because})"), remedy: DELEGATE });
+            let detail = format!("{instead} ({because})");
+            losses.push(Self { protection: protection(*controller), detail, remedy: DELEGATE });
         }
         if !unique_ids {
             losses.push(Self {
-                protection: "ids of its own for each sandbox",
+                protection: walls::UNIQUE_IDS,
                 detail: "all sandboxes run with this user's id on the host, apart by namespaces only".into(),
                 remedy: "run as root",
             });
         }
+        if landlock == 0 {
+            losses.push(Self {
+                protection: walls::LANDLOCK,
+                detail: "files are apart by mounts alone".into(),
+                remedy: "Linux 5.19 or newer with CONFIG_SECURITY_LANDLOCK, and landlock in the boot parameter lsm=",
+            });
+        }
         losses
     }
+}
+
+/// What a controller is for.
+fn protection(controller: Controller) -> &'static str {
+    match controller {
+        Controller::Memory => "memory limit",
+        Controller::Pids => "process limit",
+        Controller::Cpu => "CPU limit",
+        Controller::CpuAccount => "CPU accounting",
+        Controller::Freezer => "freezer",
+    }
+}
+
+/// What became of a sandbox that was made to see whether one can be.
+pub(crate) struct Proof {
+    /// made, reached and destroyed
+    pub(crate) made: Result<(), RuntimeError>,
+    /// a port of its loopback was served
+    pub(crate) listens: Result<(), RuntimeError>,
+    /// it was given an interface
+    pub(crate) attaches: Result<(), RuntimeError>,
 }
 
 /// How a check went.
@@ -84,13 +113,17 @@ impl Check {
         Self { name: name.into(), status, detail: detail.into(), remedy: remedy.into() }
     }
 
+    fn lost(loss: &Loss) -> Self {
+        Self::bad(loss.protection, Status::Degraded, &loss.detail, loss.remedy)
+    }
+
     /// The last word: whether a sandbox could really be made.
-    pub(crate) fn proof(made: Result<(), RuntimeError>) -> Self {
+    fn proof(made: &Result<(), RuntimeError>) -> Self {
         match made {
             Ok(()) => Self::ok("a sandbox", "made, reached and destroyed"),
             Err(error) => {
                 let remedy = "see the rows above; in a container, allow user namespaces and mounts in them";
-                Self::bad("a sandbox", Status::Missing, chain(&error), remedy)
+                Self::bad("a sandbox", Status::Missing, chain(error), remedy)
             }
         }
     }
@@ -101,19 +134,73 @@ pub async fn examine(options: &Options) -> Vec<Check> {
     let mut checks = vec![kernel(), user_namespaces(), seccomp()];
     match LinuxRuntime::new(options) {
         Ok(runtime) => {
-            match runtime.cgroups() {
-                Some(place) => checks.push(Check::ok("cgroups", place)),
-                None => checks.push(Check::bad("cgroups", Status::Degraded, "none that may be written", DELEGATE)),
+            let proof = runtime.prove().await;
+            if proof.made.is_ok() {
+                checks.extend(walls(&runtime));
+                checks.extend(modes(&proof));
             }
-            let lost = runtime.losses().iter();
-            checks.extend(lost.map(|loss| Check::bad(loss.protection, Status::Degraded, &loss.detail, loss.remedy)));
-            checks.push(runtime.prove().await);
+            checks.extend(limits(&runtime));
+            checks.push(Check::proof(&proof.made));
         }
         Err(error) => checks.push(Check::bad("the runtime", Status::Missing, chain(&error), "")),
     }
     checks.extend(languages());
     checks.extend(others());
     checks
+}
+
+/// The walls of sandboxes that can be made here. Two have a row of their own before.
+fn walls(runtime: &LinuxRuntime) -> impl Iterator<Item = Check> {
+    let landlock = format!("version {}", runtime.landlock());
+    let rows = [
+        (walls::UNIQUE_IDS, "each sandbox has 65,536 ids that nobody else has"),
+        (walls::NO_PRIVILEGES, "no capabilities, and no_new_privs"),
+        (walls::LANDLOCK, &landlock),
+        (walls::FILES, "a root of its own, the host's /usr read-only"),
+        (walls::PROCESSES, "a PID namespace"),
+        (walls::NETWORK, "a network namespace with nothing but loopback"),
+        (walls::PROC, "masked and read-only where it tells or writes"),
+        (walls::DEVICES, "the usual seven"),
+        (walls::IDENTITY, "host name, machine id and boot id of its own"),
+    ];
+    let there = runtime.walls();
+    let row = move |(name, detail): (&str, &str)| match runtime.losses().iter().find(|loss| loss.protection == name) {
+        Some(loss) => Check::lost(loss),
+        None if there.contains(&name) => Check::ok(name, detail),
+        None => Check::bad(name, Status::Missing, "sandboxes do not have it", ""),
+    };
+    rows.map(row).into_iter()
+}
+
+/// What sandboxes may be given of the network beyond their loopback.
+fn modes(proof: &Proof) -> [Check; 2] {
+    let row = |name: &str, tried: &Result<(), RuntimeError>, detail: &str| match tried {
+        Ok(()) => Check::ok(name, detail),
+        Err(RuntimeError::Unsupported(what)) => {
+            let (what, remedy) = what.rsplit_once("; ").unwrap_or((what, ""));
+            Check::bad(name, Status::Degraded, format!("the host cannot {what}"), remedy)
+        }
+        Err(error) => Check::bad(name, Status::Degraded, chain(error), ""),
+    };
+    [
+        row("network egress", &proof.listens, "by a proxy on the sandbox's own loopback"),
+        row("network open", &proof.attaches, "by an interface of the sandbox's own"),
+    ]
+}
+
+/// The limits of sandboxes, each by what sets it.
+fn limits(runtime: &LinuxRuntime) -> Vec<Check> {
+    let groups = match runtime.cgroups() {
+        Some(place) => Check::ok("cgroups", place),
+        None => Check::bad("cgroups", Status::Degraded, "none that may be written", DELEGATE),
+    };
+    let by_controller = Controller::ALL.into_iter().map(|controller| {
+        let name = protection(controller);
+        let lost = runtime.losses().iter().find(|loss| loss.protection == name);
+        lost.map_or_else(|| Check::ok(name, format!("by the controller {controller}")), Check::lost)
+    });
+    let disk = Check::ok("disk limit", "everything writable is on one tmpfs of a fixed size");
+    std::iter::once(groups).chain(by_controller).chain([disk]).collect()
 }
 
 fn kernel() -> Check {
@@ -129,7 +216,7 @@ fn kernel() -> Check {
 }
 
 fn user_namespaces() -> Check {
-    const NAME: &str = "user namespaces";
+    const NAME: &str = walls::USER_NAMESPACE;
     let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
     let root = Uid::effective().is_root();
     if number("/proc/sys/user/max_user_namespaces") == Some(0) {
@@ -149,9 +236,9 @@ fn user_namespaces() -> Check {
 fn seccomp() -> Check {
     let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     if actions.contains("errno") {
-        Check::ok("seccomp", actions.trim())
+        Check::ok(walls::SECCOMP, actions.trim())
     } else {
-        Check::bad("seccomp", Status::Missing, "no filters", "a kernel with CONFIG_SECCOMP_FILTER")
+        Check::bad(walls::SECCOMP, Status::Missing, "no filters", "a kernel with CONFIG_SECCOMP_FILTER")
     }
 }
 

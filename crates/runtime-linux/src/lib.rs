@@ -10,7 +10,9 @@
 pub mod doctor;
 
 mod cgroup;
+mod identity;
 mod ids;
+mod landlock;
 mod launch;
 mod network;
 mod programs;

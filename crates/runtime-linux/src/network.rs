@@ -26,7 +26,13 @@ pub const TUN: &str = "/dev/net/tun";
 /// Whether interfaces can be made here; why not otherwise.
 pub fn available() -> Result<(), RuntimeError> {
     let opened = OpenOptions::new().read(true).write(true).open(TUN);
-    let missing = |error| RuntimeError::Unsupported(format!("give a sandbox a network interface: {TUN}: {error}"));
+    let missing = |error: io::Error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => "let this user read and write it, or run as root",
+            _ => "modprobe tun; in a container, add that device",
+        };
+        RuntimeError::Unsupported(format!("give a sandbox a network interface: {TUN}: {error}; {remedy}"))
+    };
     opened.map(drop).map_err(missing)
 }
 

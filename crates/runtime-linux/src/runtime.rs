@@ -13,14 +13,17 @@ use async_trait::async_trait;
 use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
 use cloud_sandbox_model::{Limits, SandboxId};
 use cloud_sandbox_runtime::{
-    BoxedPackets, BoxedStream, HOST_TEMPLATE, Interface, Port, Runtime, RuntimeError, SandboxSpec, Usage, walls,
+    BoxedPackets, BoxedStream, HOST_TEMPLATE, INTERFACE, Interface, Port, Runtime, RuntimeError, SandboxSpec, Usage,
+    walls,
 };
 use tokio::sync::oneshot;
 
 use crate::{
     cgroup::{self, Controller, Hierarchy},
-    doctor::{Check, Loss},
+    doctor::{Loss, Proof},
+    identity,
     ids::{IdRanges, USER},
+    landlock,
     launch::Launcher,
     network, rlimits,
     sandbox::{Process, Sandbox, Socket},
@@ -30,6 +33,9 @@ use crate::{
 
 /// How long the processes of a sandbox may take to end before they are killed one by one.
 const KILL_AGAIN: Duration = Duration::from_millis(10);
+/// The kernel chooses.
+const ANY_PORT: u16 = 0;
+
 /// What a [`LinuxRuntime`] can be told.
 pub struct Options {
     /// a folder of this process alone, where sockets have a name for a moment
@@ -52,6 +58,7 @@ struct Inner {
     host: Root,
     ids: IdRanges,
     cgroups: Option<Box<dyn Hierarchy>>,
+    landlock: u32,
     /// how many files this process may have open
     open_files: u64,
     losses: Vec<Loss>,
@@ -69,7 +76,8 @@ impl LinuxRuntime {
             Err(why) => (None, Some(why)),
         };
         let missing = cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
-        let losses = Loss::of(&missing, why.as_deref(), ids.are_unique());
+        let landlock = landlock::version();
+        let losses = Loss::of(&missing, why.as_deref(), ids.are_unique(), landlock);
         let inner = Inner {
             state_dir: options.state_dir.clone(),
             launcher: Launcher::new(options.jailer, options.agent).map_err(host("prepare the jailer"))?,
@@ -77,6 +85,7 @@ impl LinuxRuntime {
             host: template::host(),
             ids,
             cgroups,
+            landlock,
             open_files: rlimits::raise_open_files().map_err(host("raise the limit of open files"))?,
             losses,
             sandboxes: Mutex::default(),
@@ -96,16 +105,23 @@ impl LinuxRuntime {
         self.inner.cgroups.as_ref().map(|groups| groups.describe())
     }
 
-    /// Makes a sandbox, has its agent answer, and destroys it: whether this host can do it at all.
-    pub async fn prove(&self) -> Check {
+    /// The version of Landlock that sandboxes are walled off with; 0 is none.
+    pub(crate) fn landlock(&self) -> u32 {
+        self.inner.landlock
+    }
+
+    /// Makes a sandbox, has its agent answer, tries the network modes, and destroys it: whether this host can do it at all.
+    pub(crate) async fn prove(&self) -> Proof {
         let id = SandboxId::generate();
         let spec = SandboxSpec { template: HOST_TEMPLATE.into(), limits: Limits::DEFAULT };
         let made = match self.create(id, &spec).await {
             Ok(()) => self.connect(id).await.map(drop),
             Err(error) => Err(error),
         };
+        let listens = self.listen(id, ANY_PORT).await.map(drop);
+        let attaches = self.attach_interface(id, INTERFACE).await.map(drop);
         let gone = self.destroy(id).await;
-        Check::proof(made.and(gone))
+        Proof { made: made.and(gone), listens, attaches }
     }
 }
 
@@ -147,6 +163,7 @@ impl Inner {
         let mut root = self.host.clone();
         root.scratch_bytes = limits.disk_bytes;
         root.scratch_inodes = template::inodes(limits.disk_bytes);
+        identity::renew(&mut root);
         Spec {
             hostname: "sandbox".into(),
             user: USER,
@@ -154,6 +171,7 @@ impl Inner {
             cgroup_procs: self.cgroups.as_ref().map_or_else(Vec::new, |groups| groups.procs(id)),
             root,
             seccomp: self.filters.lengths.clone(),
+            landlock: self.landlock,
             rlimits: rlimits::SAME.into_iter().chain(self.own_rlimits(limits)).collect(),
         }
     }
@@ -321,7 +339,11 @@ impl Runtime for LinuxRuntime {
             walls::NETWORK,
             walls::PROC,
             walls::DEVICES,
+            walls::IDENTITY,
         ];
+        if self.inner.landlock > 0 {
+            walls.push(walls::LANDLOCK);
+        }
         if self.inner.ids.are_unique() {
             walls.push(walls::UNIQUE_IDS);
         }

@@ -29,15 +29,23 @@ const SETTINGS: [&str; 11] = [
 
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 
-/// The list of the container engines: what tells about the host, or writes to it.
-const MASKED: [&str; 12] = [
+/// The list of the container engines and more: what tells about the host, or writes to it.
+const MASKED: [&str; 20] = [
     "/proc/acpi",
     "/proc/asound",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/diskstats",
+    "/proc/driver",
+    "/proc/dynamic_debug",
     "/proc/interrupts",
     "/proc/kcore",
+    "/proc/key-users",
     "/proc/keys",
     "/proc/kmsg",
     "/proc/latency_stats",
+    "/proc/modules",
+    "/proc/partitions",
     "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",

@@ -54,6 +54,7 @@ impl Carrier {
                 tokio::select! {
                     () = carrier.stop.cancelled() => {}
                     () = meter.idle(IDLE_TIMEOUT) => {}
+                    () = carrier.closed() => {}
                     () = carrier.relay_datagrams(key, out, sent, &meter) => {}
                 }
                 return;

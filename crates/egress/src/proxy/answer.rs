@@ -10,7 +10,7 @@ use super::{forward::Relayed, target::Target};
 use crate::gate::Refusal;
 
 /// Says of an answer that it is the proxy's and not the host's, and why, for programs.
-const HEADER: &str = "x-sandbox-network";
+pub(super) const HEADER: &str = "x-sandbox-network";
 
 /// The body of an answer: the proxy's own, or a host's.
 pub(super) type Answer = Either<Full<Bytes>, Relayed>;

@@ -75,6 +75,8 @@ pub(super) async fn forward(
             let (mut head, body) = response.into_parts();
             head.version = Version::HTTP_11;
             drop_hop_by_hop(&mut head.headers);
+            // it is the proxy's word, and not the host's
+            head.headers.remove(answer::HEADER);
             Response::from_parts(head, Either::Right(Relayed { body, _sender: sender, _alive: alive }))
         }
     }

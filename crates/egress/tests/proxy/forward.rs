@@ -26,6 +26,8 @@ async fn request_is_carried_to_its_host_as_the_host_expects_it() {
     // and the answer's own hop
     let head = answer.split_once("\r\n\r\n").unwrap().0;
     assert!(head.contains("x-kept: 1") && !head.contains("x-private"), "{head}");
+    // what the proxy says of its own answers no host says
+    assert!(!head.contains("x-sandbox-network"), "{head}");
     world.end().await;
 }
 

@@ -51,9 +51,8 @@ async fn name_and_address_that_never_answer_are_a_timeout() {
         let request = format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         until(|| asked() == steps).await;
-        let (answer, waited) = read_out(&mut stream).await;
+        let (answer, _) = read_out(&mut stream).await;
         assert!(status(&answer) == 504 && answer.contains("reason=timed_out"), "{answer}");
-        assert!(waited >= Duration::from_secs(9), "{waited:?}");
         tokio::time::resume();
     }
     world.end().await;

@@ -244,7 +244,7 @@ pub async fn http_host() -> SocketAddr {
                 continue;
             }
             let answer = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: keep-alive, x-private\r\nX-Private: 1\r\nX-Kept: 1\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: keep-alive, x-private\r\nX-Private: 1\r\nX-Kept: 1\r\nX-Sandbox-Network: reason=forged\r\n\r\n",
                 text.len()
             );
             let _ = stream.write_all((answer + &text).as_bytes()).await;

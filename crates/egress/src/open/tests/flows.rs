@@ -152,6 +152,9 @@ async fn gateway_resolves_what_the_host_resolves() {
     // the resolver's own address is out of reach all the same, and so is everything else of the gateway
     assert!(world.connect("127.0.0.1:53").await.is_none());
     assert!(world.connect("100.127.255.1:54").await.is_none());
+    world.set_policy(policy(NetworkMode::None, &[], &[]));
+    assert!(soon(stream.read(&mut [0; 16])).await.is_err());
+    assert!(world.connect("100.127.255.1:53").await.is_none());
     world.end().await;
 }
 
