@@ -6,6 +6,7 @@ use std::{
 };
 
 use cloud_sandbox_jailer::{Bind, Root};
+use cloud_sandbox_runtime::INTERFACE;
 
 use crate::ids::USER;
 
@@ -133,7 +134,8 @@ fn files() -> Vec<(PathBuf, String)> {
         ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
         ("/etc/hostname", "sandbox\n".to_owned()),
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        ("/etc/resolv.conf", String::new()),
+        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
+        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
     ];
     files.into_iter().map(|(path, content)| (path.into(), content)).collect()
 }

@@ -148,7 +148,8 @@ class NetworkPolicy(_message.Message):
 
     An entry of `allow` and `deny` is a host and, after a colon, a port or `*` for every port; without one it means the ports
     80 and 443 in `allow`, and every port in `deny`. A host is a name (`pypi.org`), a name with all names below it
-    (`*.pythonhosted.org`), an address, a range in CIDR notation, or `*` for every public host. IPv6 stands in brackets.
+    (`*.pythonhosted.org`), an address, a range in CIDR notation, or `*`: every public host in `allow`, every host in `deny`.
+    IPv6 stands in brackets.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
