@@ -1,8 +1,17 @@
 //! Limits of real sandboxes: what is asked for holds, and what runs into one is told so.
 
+use std::{
+    fs,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
+    process::Command,
+};
+
 use serde_json::{Value, json};
 
-use crate::harness::{Api, Server};
+use crate::harness::{Api, BINARY, Server};
 
 async fn limited(api: &Api, limits: Value) -> String {
     api.acquire_with(json!({"limits": limits})).await
@@ -123,7 +132,7 @@ async fn operator_caps_what_may_be_asked_for() {
         assert!(text.contains(rule), "{rule} in {text}");
     }
     let id = limited(&api, json!({"open_files": 5000, "pids": 300})).await;
-    assert_eq!(api.shell(&id, "ulimit -n").await, "5000\n", "a warm sandbox takes more, too");
+    assert_eq!(api.shell(&id, "ulimit -n").await, "5000\n", "also where the host cannot raise what a warm one has");
 }
 
 #[tokio::test]
@@ -142,4 +151,29 @@ async fn usage_of_a_sandbox_is_told() {
     assert!(number("pids") >= 2.0 && number("cpu_time_ms") > 0.0 && number("oom_kills") >= 1.0, "{told}");
     let (_, all) = api.get("/api/v1/sandbox").await;
     assert_eq!(all["sandboxes"][0].get("usage").and_then(Value::as_object), None, "{all}");
+}
+
+#[test]
+fn command_says_what_it_ran_into_also_as_an_ordinary_user() {
+    // of this test run alone
+    let somebody = 300_000 + std::process::id() % 100_000;
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = folder.path().join("cloud-sandbox");
+    fs::copy(BINARY, &binary).unwrap();
+    for user in [0, somebody] {
+        let data = folder.path().join(user.to_string());
+        fs::create_dir(&data).unwrap();
+        chown(&data, Some(user), Some(user)).expect("these tests run as root, to run this as another user");
+        let code = folder.path().join("code");
+        fs::write(&code, "ulimit -n; head -c 8M /dev/zero > big").unwrap();
+        let mut command = Command::new(&binary);
+        command.args(["run", "--language", "bash", "--data-dir"]).arg(&data).arg(&code).env_clear();
+        command.env("PATH", "/usr/bin:/bin").current_dir("/").uid(user).gid(user);
+        command.env("SANDBOX_OPEN_FILES", "100").env("SANDBOX_DISK_BYTES", "2097152");
+        let ran = command.output().unwrap();
+        let told = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(1), &b"100\n"[..]), "as {user}: {told}");
+        assert!(told.contains("cloud-sandbox: the sandbox's disk is full"), "as {user}: {told}");
+    }
 }

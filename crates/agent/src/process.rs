@@ -98,7 +98,10 @@ impl Run {
             tokio::pin!(relayed, fed, filled);
             loop {
                 tokio::select! {
-                    () = &mut relayed => break None,
+                    found_full = &mut relayed => {
+                        full |= found_full;
+                        break None;
+                    }
                     fault = &mut fed => break Some(fault),
                     () = events.closed() => break None,
                     () = &mut filled, if !full => full = true,
@@ -120,21 +123,24 @@ impl Run {
     }
 }
 
-/// Relays all outputs until the process has ended, and what it left in them.
+/// Relays all outputs until the process has ended, and what it left in them. Says whether it left the disk full.
 async fn relay(
     outputs: &[Output],
     control: Option<&Output>,
     events: &Events,
     ended: &Ended,
     staged: &mut Option<Staged>,
-) {
+) -> bool {
     let clean_up = async {
         ended.clone().await;
+        // before the staged file makes room
+        let full = Disk::now().full;
         drop(staged.take());
+        full
     };
     let plain = outputs.iter().map(|output| output.relay(&[], events, ended));
     let control = control.into_iter().map(|control| control.relay(outputs, events, ended));
-    tokio::join!(join_all(plain.chain(control)), clean_up);
+    tokio::join!(join_all(plain.chain(control)), clean_up).1
 }
 
 /// Sends a signal to the process group of a run, or kills all of its session when `signal` is 0. False when the run is

@@ -152,7 +152,7 @@ async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
             // it ended in the pool a moment ago
             Err(error) if warm && error.reason() == reason::SANDBOX_GONE => {}
             // a fresh one has from the beginning what this host cannot give to one that lives
-            Err(error) if warm && error.reason() == reason::UNSUPPORTED_BY_HOST => fits_warm = false,
+            Err(error) if fits_warm && error.reason() == reason::UNSUPPORTED_BY_HOST => fits_warm = false,
             Err(error) => return Err(error),
         }
     }

@@ -23,6 +23,10 @@ use nix::{
 
 pub use instance::reclaim;
 
+/// The share of all sandboxes together against the server and everything else on the host, 100 being the default: when
+/// there is too little CPU, those who are to answer come first.
+const WEIGHT_OF_ALL: u32 = 50;
+
 /// What the kernel can limit or do for a group of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Controller {

@@ -226,9 +226,9 @@ impl Inner {
             groups.set_limits(id, limits).map_err(|error| RuntimeError::host(format!("limit sandbox {id}"), error))?;
         }
         match sandbox.process.limit(&self.own_rlimits(limits)) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(RuntimeError::Unsupported("raise a limit of processes that run: only root may".into()))
-            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(RuntimeError::Unsupported(
+                "raise a limit of processes that run: that takes CAP_SYS_RESOURCE".into(),
+            )),
             limited => limited.map_err(|error| RuntimeError::host(format!("limit the processes of {id}"), error)),
         }
     }

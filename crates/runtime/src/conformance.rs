@@ -107,7 +107,14 @@ async fn frozen_sandbox_is_destroyed(runtime: &dyn Runtime) {
 async fn limits_change_while_it_lives(runtime: &dyn Runtime) {
     let id = made(runtime).await;
     for pids in [8, 512] {
-        match runtime.set_limits(id, Limits { pids, memory_bytes: u64::from(pids) << 20, ..Limits::DEFAULT }).await {
+        let limits = Limits {
+            pids,
+            memory_bytes: u64::from(pids) << 20,
+            open_files: pids * 16,
+            cpu_weight: pids,
+            ..Limits::DEFAULT
+        };
+        match runtime.set_limits(id, limits).await {
             Err(RuntimeError::Unsupported(_)) => {}
             changed => changed.expect("limits change"),
         }

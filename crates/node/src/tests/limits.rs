@@ -54,6 +54,14 @@ async fn warm_sandbox_that_cannot_have_them_makes_way_for_a_fresh_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn sandbox_in_the_making_that_cannot_have_them_makes_way_as_well() {
+    let world = World::start_with(options(1, 5), |runtime| runtime.set_unsupported("set_limits", true)).await;
+    let limits = Some(ResourceLimits { open_files: 8192, ..Default::default() });
+    let answer = world.try_acquire(AcquireSandboxRequest { limits, ..Default::default() }).await.unwrap();
+    assert_eq!(answer.sandbox.unwrap().limits.unwrap().open_files, 8192);
+}
+
+#[tokio::test(start_paused = true)]
 async fn output_beyond_what_the_journal_keeps_cannot_be_asked_for() {
     let mut options = options(0, 5);
     options.journal.execution_bytes = 1 << 20;

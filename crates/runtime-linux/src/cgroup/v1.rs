@@ -12,7 +12,7 @@ use cloud_sandbox_model::{Limits, SandboxId};
 use cloud_sandbox_runtime::Usage;
 
 use super::{
-    Controller, Hierarchy,
+    Controller, Hierarchy, WEIGHT_OF_ALL,
     instance::{Instance, new_name},
     kill_group, patiently, read_key, read_number, remove_folder, write,
 };
@@ -64,7 +64,13 @@ impl Split {
         let (mut homes, mut why) = (Vec::new(), "no controller is mounted".to_owned());
         for (base, controllers) in by_path {
             match Instance::create(&base, &name) {
-                Ok(instance) => homes.push((controllers, instance)),
+                Ok(instance) => {
+                    if controllers.contains(&Controller::Cpu) {
+                        // best effort: it is no limit
+                        let _ = write(instance.path(), "cpu.shares", shares(WEIGHT_OF_ALL));
+                    }
+                    homes.push((controllers, instance));
+                }
                 Err(error) => why = format!("{}: {error}", base.display()),
             }
         }

@@ -11,7 +11,7 @@ use cloud_sandbox_runtime::Usage;
 use nix::{errno::Errno, unistd::Uid};
 
 use super::{
-    Controller, Hierarchy,
+    Controller, Hierarchy, WEIGHT_OF_ALL,
     instance::{Instance, new_name},
     kill_group, patiently, read_key, read_number, remove_folder, write,
 };
@@ -92,6 +92,8 @@ impl Unified {
         enable(base, &enabled)?;
         let instance = Instance::create(base, &new_name())?;
         write(instance.path(), "cgroup.subtree_control", &enabled)?;
+        // best effort: it is no limit
+        let _ = write(instance.path(), "cpu.weight", WEIGHT_OF_ALL);
         Ok(Self { instance, missing })
     }
 }
