@@ -1,11 +1,12 @@
 //! Starts servers on free ports, talks to them, and looks at what they leave behind.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -324,7 +325,14 @@ pub fn cgroups_of(sandbox: &str) -> Vec<String> {
 
 /// A port that nobody listens on.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        // below those that the kernel gives by itself, so that no connection has it before it is used
+        let port = 10_000 + rand::random::<u16>() % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 /// Waits for something that takes its time, and fails when it does not come.

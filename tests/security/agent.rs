@@ -1,8 +1,10 @@
 //! The agent: the sandbox's first process, which has the same user as the attacker.
 
+use std::fs;
+
 use serde_json::json;
 
-use crate::{attempt::attempts, target::Target};
+use crate::{attempt::attempts, harness::children, target::Target};
 
 attempts![
     kills_it,
@@ -138,10 +140,15 @@ fn starves_it(target: &Target) {
 }
 
 fn makes_it_the_first_to_die(target: &Target) {
-    let read = "read('/proc/1/oom_score_adj')";
-    let before = target.python(&format!("print({read})"));
+    // as the host sees them: inside, the agent may not be there to be looked at
+    let scores = || {
+        let agents = children(target.walled().server.pid()).into_iter();
+        agents.map(|pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap()).collect::<Vec<_>>()
+    };
+    let before = scores();
+    assert!(!before.is_empty());
     target.tries("for name in ('oom_score_adj', 'oom_adj'):\n    def write():\n        fd = os.open(f'/proc/1/{name}', os.O_WRONLY)\n        os.write(fd, b'1000')\n    attempt(name, write)").all_refused();
-    assert_eq!(target.python(&format!("print({read})")), before);
+    assert_eq!(scores(), before);
 }
 
 fn finds_its_socket(target: &Target) {

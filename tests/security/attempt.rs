@@ -21,6 +21,8 @@ pub enum Need {
     Sandbox,
     /// a bound of the memory of all processes together
     MemoryLimit,
+    /// a network interface
+    Interface,
 }
 
 impl Attempt {

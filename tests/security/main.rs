@@ -27,6 +27,7 @@ mod leftovers;
 mod namespaces;
 mod neighbours;
 mod network;
+mod open;
 mod policies;
 mod privileges;
 mod races;
@@ -56,6 +57,7 @@ const THEMES: &[(&str, &[Attempt])] = &[
     ("namespaces", namespaces::ATTEMPTS),
     ("neighbours", neighbours::ATTEMPTS),
     ("network", network::ATTEMPTS),
+    ("open", open::ATTEMPTS),
     ("policies", policies::ATTEMPTS),
     ("privileges", privileges::ATTEMPTS),
     ("races", races::ATTEMPTS),
@@ -82,7 +84,7 @@ fn main() -> ExitCode {
 /// The attack on a sandbox: the walls must hold.
 fn defended(attempt: &Attempt, runtime: &'static Runtime, user: User) -> Result<(), Failed> {
     let target = Target::sandbox(runtime, user);
-    match runtime.lacks(user, attempt.needs) {
+    match runtime.instead(user, attempt.needs) {
         None => (attempt.run)(&target),
         Some(instead) => instead(&target),
     }

@@ -1,5 +1,7 @@
 //! Namespaces of its own, in which a process would have rights over code of the kernel that ordinary users never reach.
 
+use std::fmt::Write as _;
+
 use crate::{attempt::attempts, target::Target};
 
 attempts![
@@ -15,6 +17,9 @@ attempts![
     maps_more_ids,
     allows_groups_again,
     reads_the_number_of_host_ids_by_the_map,
+    #[proved]
+    learns_which_machine_it_is_on,
+    finds_the_agent_among_the_processes,
 ];
 
 /// Each kind with its flag, CLONE_NEWTIME the last.
@@ -79,4 +84,25 @@ fn reads_the_number_of_host_ids_by_the_map(target: &Target) {
     let outside: Vec<u32> = map.split_whitespace().skip(1).step_by(3).map(|id| id.parse().unwrap()).collect();
     let own = target.host.uid;
     assert!(!outside.is_empty() && outside.iter().all(|id| *id >= 0x7000_0000 || (own != 0 && *id == own)), "{map}");
+}
+
+/// The ids by which a machine is known again.
+fn learns_which_machine_it_is_on(target: &Target) {
+    let mut attack = String::from(
+        "def same(path, hosts):\n    return hosts if read(path).decode().strip() == hosts else failed(errno.ENODATA, path)\n",
+    );
+    for path in ["/proc/sys/kernel/random/boot_id", "/etc/machine-id", "/var/lib/dbus/machine-id"] {
+        let Ok(id) = std::fs::read_to_string(path) else { continue };
+        let _ = writeln!(attack, "attempt({path:?}, same, {path:?}, {:?})", id.trim());
+    }
+    target.refused(&attack);
+}
+
+/// The agent is the first process. What is not there cannot be attacked by its number either.
+fn finds_the_agent_among_the_processes(target: &Target) {
+    target.refused(
+        "attempt('listed', lambda: '1' in os.listdir('/proc') or failed(errno.ENOENT, '1'))\n\
+         for name in ('', '/status', '/cmdline', '/environ', '/maps', '/fd', '/root', '/exe', '/cwd', '/task'):\n    \
+         attempt(name, os.stat, '/proc/1' + name)",
+    );
 }

@@ -1,8 +1,12 @@
 //! The runtimes under attack, and what each cannot do by design.
 
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::json;
+
 use crate::{
     attempt::Need,
-    harness::BINARY,
+    harness::{BINARY, reason},
     target::{Target, User},
 };
 
@@ -13,17 +17,40 @@ type Instead = fn(&Target);
 pub struct Runtime {
     /// its name in the settings
     pub name: &'static str,
-    except: &'static [(User, Need, Instead)],
+    except: &'static [(User, Need, Lacks, Instead)],
 }
 
-pub const RUNTIMES: &[Runtime] =
-    &[Runtime { name: "linux", except: &[(User::Somebody, Need::MemoryLimit, doctor_names_the_memory_limit)] }];
+/// Whether the host lacks it.
+type Lacks = fn() -> bool;
+
+pub const RUNTIMES: &[Runtime] = &[Runtime {
+    name: "linux",
+    except: &[
+        (User::Somebody, Need::MemoryLimit, || true, doctor_names_the_memory_limit),
+        (User::Somebody, Need::Interface, is_tun_for_root_alone, interface_is_refused),
+    ],
+}];
 
 impl Runtime {
     /// What is tested in place of an attack that needs what the runtime does not have for this user.
-    pub fn lacks(&self, user: User, need: Need) -> Option<Instead> {
-        self.except.iter().find(|(who, what, _)| (*who, *what) == (user, need)).map(|(_, _, instead)| *instead)
+    pub fn instead(&self, user: User, need: Need) -> Option<Instead> {
+        let about = |(who, what, lacks, _): &&(User, Need, Lacks, Instead)| (*who, *what) == (user, need) && lacks();
+        self.except.iter().find(about).map(|(.., instead)| *instead)
     }
+}
+
+fn is_tun_for_root_alone() -> bool {
+    const EVERYBODY: u32 = 0o006;
+    std::fs::metadata("/dev/net/tun").map_or(true, |device| device.mode() & EVERYBODY != EVERYBODY)
+}
+
+/// Who may not make an interface is told so, and nothing is left of the sandbox.
+fn interface_is_refused(target: &Target) {
+    let walled = target.walled();
+    let request = json!({"network": {"mode": "open"}});
+    let (status, answer) = walled.wait(walled.api.post("/api/v1/sandbox/acquire", request));
+    assert_eq!((status, reason(&answer)), (400, "UNSUPPORTED_BY_HOST"), "{answer}");
+    assert!(answer.to_string().contains("/dev/net/tun"), "{answer}");
 }
 
 /// Without cgroups, memory is limited for each process alone. Whoever runs it so is told.
