@@ -91,7 +91,7 @@ lint-deps: $(CACHE)/cargo/bin/cargo-deny
 
 .PHONY: lint-python
 lint-python: $(VENV)/bin/ruff lint-sdk
-	@for folder in tests/bench tests/kernels crates/node/src/contexts; do \
+	@for folder in tests/bench tests/blackbox/egress tests/kernels crates/node/src/contexts; do \
 	  if [ -n "$$(find $$folder -name '*.py' -print -quit)" ]; then \
 	    $(VENV)/bin/ruff check $$folder; $(VENV)/bin/ruff format --check $$folder; \
 	    $(VENV)/bin/mypy --strict $$folder; \

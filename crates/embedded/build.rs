@@ -15,7 +15,8 @@ const SOURCES: [&str; 6] =
 fn main() -> Result<(), Box<dyn Error>> {
     let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
     for source in SOURCES {
-        println!("cargo::rerun-if-changed={}", workspace.join(source).display());
+        // relative: two checkouts may share a target folder, and each has to look at its own
+        println!("cargo::rerun-if-changed=../../{source}");
     }
     let target = env::var("TARGET")?;
     let folder = target_folder(&PathBuf::from(env::var("OUT_DIR")?))?.join("guest");

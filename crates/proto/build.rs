@@ -19,7 +19,8 @@ const CONTRACTS: [&str; 9] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
-    println!("cargo::rerun-if-changed={}", root.display());
+    // relative: two checkouts may share a target folder, and each has to look at its own
+    println!("cargo::rerun-if-changed=../../proto");
 
     let mut compiler = protox::Compiler::new([root.clone(), root.join("third_party")])?;
     compiler.include_source_info(true).include_imports(true).open_files(CONTRACTS)?;

@@ -9,8 +9,6 @@ use crate::{
 
 attempts![
     #[proved]
-    makes_devices_of_no_kind,
-    #[proved]
     reads_a_file_through_the_root_of_any_process,
     #[proved]
     reads_a_file_through_the_folder_of_any_process,
@@ -277,12 +275,4 @@ fn dumps_core_to_the_host(target: &Target) {
     );
     assert!(printed.contains("ended with 139"), "{printed}");
     assert!(printed.starts_with("0\n") || printed.contains("cannot modify"), "cores are dumped: {printed}");
-}
-
-/// The device 0:0 is none, and everybody may make it where files may be made; a second wall allows no devices at all.
-fn makes_devices_of_no_kind(target: &Target) {
-    target.refused(
-        "path = f'/tmp/none-{os.getpid()}'\ntry:\n    attempt('0:0', os.mknod, path, stat.S_IFCHR | 0o600, 0)\n\
-         finally:\n    if os.path.lexists(path): os.unlink(path)",
-    );
 }

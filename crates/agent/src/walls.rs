@@ -101,16 +101,19 @@ fn seccomp() -> Breaches {
     breaches
 }
 
-/// Anybody may make the device 0:0, which is none, wherever files may be made; under this wall nobody makes devices.
+/// Under this wall nobody makes devices, which is told (EACCES) before the lack of a capability is (EPERM).
 fn landlock() -> Breaches {
     let mut breaches = Breaches::default();
     let path = format!("/tmp/.wall-{}", std::process::id());
-    let made = CString::new(path.clone()).is_ok_and(|name| {
+    let refused = CString::new(path.clone()).is_ok_and(|name| {
+        // /dev/null once more: harmless where it is made
+        let device = libc::makedev(1, 3);
         // SAFETY: the name lives beyond the call.
-        unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, 0) == 0 }
+        let made = unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, device) };
+        made == -1 && Errno::last() == Errno::EACCES
     });
-    breaches.add_if(made, || "a device file could be made".into());
-    // it may have been there
+    breaches.add_if(!refused, || "making a device is not refused by it".into());
+    // it may have been made
     let _ = fs::remove_file(path);
     breaches
 }

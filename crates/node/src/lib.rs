@@ -45,3 +45,4 @@ pub use options::{
     RELEASE_PATIENCE, REPORT_INTERVAL,
 };
 pub use service::{ContextService, ExecService, FileService, NodeService};
+pub use walls::try_walls;

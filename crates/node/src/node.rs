@@ -264,7 +264,7 @@ impl Node {
         let shared = Arc::new(Shared {
             own_addresses: OwnAddresses::default(),
             upstream,
-            secrets: Secrets::of_host(&options),
+            secrets: Secrets::of_host(&options.journal.dir),
             pool: Pool::new(options.pool_min, options.pool_max),
             creating: Arc::new(Semaphore::new(options.create_parallelism)),
             options,

@@ -1,13 +1,21 @@
 //! The proof of a fresh sandbox's walls, from inside, before anybody may have it.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use cloud_sandbox_model::error::{Error, Result};
+use cloud_sandbox_model::{
+    Limits, SandboxId,
+    error::{Error, Result},
+};
 use cloud_sandbox_proto::agent::v1::{ProveWallsRequest, WallProof};
-use cloud_sandbox_runtime::walls::PROVED;
+use cloud_sandbox_runtime::{HOST_TEMPLATE, Runtime, SandboxSpec, walls::PROVED};
 use tokio::time::timeout;
 
-use crate::{node::Shared, options::Options, sandbox::Sandbox};
+use crate::{
+    agent::Agent,
+    node::Shared,
+    options::AGENT_DEADLINE,
+    sandbox::{Sandbox, runtime_error},
+};
 
 /// What of the host no sandbox may see.
 pub(crate) struct Secrets {
@@ -18,29 +26,20 @@ pub(crate) struct Secrets {
 
 impl Secrets {
     /// A path that is the node's own, and the host's ids.
-    pub(crate) fn of_host(options: &Options) -> Self {
+    pub(crate) fn of_host(path: &Path) -> Self {
         let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         Self {
-            path: absolute(&options.journal.dir),
+            path: std::path::absolute(path).unwrap_or_default().to_string_lossy().into_owned(),
             boot_id: line("/proc/sys/kernel/random/boot_id"),
             machine_id: line("/etc/machine-id"),
         }
     }
 }
 
-fn absolute(path: &Path) -> String {
-    std::path::absolute(path).unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Has the sandbox's agent try every wall that the runtime says is there.
+/// Has the agent of a node's fresh sandbox try every wall that the runtime says is there. One that does not hold is an error.
 pub(crate) async fn prove(node: &Shared, sandbox: &Sandbox) -> Result<()> {
-    let Secrets { path, boot_id, machine_id } = &node.secrets;
-    let request = ProveWallsRequest { path: path.clone(), boot_id: boot_id.clone(), machine_id: machine_id.clone() };
-    let answer = timeout(node.options.agent_deadline, sandbox.agent.prove_walls(request)).await;
-    let unproven = |cause: String| Error::internal("prove the walls of a new sandbox", cause);
-    let proofs = answer.map_err(|elapsed| unproven(elapsed.to_string()))?;
-    let proofs = proofs.map_err(|status| unproven(status.to_string()))?;
-    let breaches = breaches(&node.runtime.walls(), &proofs);
+    let tried = tried(&*node.runtime, &sandbox.agent, &node.secrets, node.options.agent_deadline);
+    let breaches = tried.await?;
     for (wall, detail) in &breaches {
         metrics::counter!("cloud_sandbox_wall_breaches_total", "wall" => *wall).increment(1);
         tracing::error!(wall, detail, "a wall of a new sandbox does not hold; the sandbox is destroyed");
@@ -52,13 +51,50 @@ pub(crate) async fn prove(node: &Shared, sandbox: &Sandbox) -> Result<()> {
     Err(unproven(format!("walls that do not hold: {}", walls.join(", "))))
 }
 
+/// Makes a sandbox of a runtime, tries its walls from inside, and destroys it. The walls that do not hold although the
+/// runtime says that they are there, and what got through. `path` is one of the host's.
+///
+/// # Errors
+/// When no sandbox can be made, or its agent does not answer.
+pub async fn try_walls(runtime: Arc<dyn Runtime>, path: &Path) -> Result<Vec<(&'static str, String)>> {
+    let id = SandboxId::generate();
+    let spec = SandboxSpec { template: HOST_TEMPLATE.to_owned(), limits: Limits::DEFAULT };
+    runtime.create(id, &spec).await.map_err(runtime_error)?;
+    let agent = Agent::new(Arc::clone(&runtime), id);
+    let found = match agent.wait_ready(AGENT_DEADLINE).await {
+        Ok(()) => tried(&*runtime, &agent, &Secrets::of_host(path), AGENT_DEADLINE).await,
+        Err(error) => Err(error),
+    };
+    runtime.destroy(id).await.map_err(runtime_error)?;
+    found
+}
+
+/// What got through, by wall.
+async fn tried(
+    runtime: &dyn Runtime,
+    agent: &Agent,
+    secrets: &Secrets,
+    within: Duration,
+) -> Result<Vec<(&'static str, String)>> {
+    let Secrets { path, boot_id, machine_id } = secrets;
+    let request = ProveWallsRequest { path: path.clone(), boot_id: boot_id.clone(), machine_id: machine_id.clone() };
+    let answer = timeout(within, agent.prove_walls(request)).await;
+    let proofs = answer.map_err(|elapsed| unproven(elapsed.to_string()))?;
+    let proofs = proofs.map_err(|status| unproven(status.to_string()))?;
+    Ok(breaches(&runtime.walls(), &proofs))
+}
+
+fn unproven(cause: String) -> Error {
+    Error::internal("prove the walls of a new sandbox", cause)
+}
+
 /// The walls that should hold and do not, or of which there is no proof.
-fn breaches<'a>(walls: &[&'static str], proofs: &'a [WallProof]) -> Vec<(&'static str, &'a str)> {
+fn breaches(walls: &[&'static str], proofs: &[WallProof]) -> Vec<(&'static str, String)> {
     let claimed = walls.iter().filter(|wall| PROVED.contains(wall));
     let breach = |wall: &&'static str| match proofs.iter().find(|proof| proof.wall == **wall) {
         Some(proof) if proof.held => None,
-        Some(proof) => Some((*wall, proof.detail.as_str())),
-        None => Some((*wall, "it was not tried")),
+        Some(proof) => Some((*wall, proof.detail.clone())),
+        None => Some((*wall, "it was not tried".to_owned())),
     };
     claimed.filter_map(breach).collect()
 }
@@ -75,8 +111,8 @@ mod tests {
             |wall: &str, detail: &str| WallProof { wall: wall.into(), held: detail.is_empty(), detail: detail.into() };
         let proofs = [proof(FILES, ""), proof(NETWORK, "eth0 is there")];
         assert_eq!(breaches(&[FILES, UNIQUE_IDS], &proofs), []);
-        assert_eq!(breaches(&[NETWORK], &proofs), [(NETWORK, "eth0 is there")]);
-        assert_eq!(breaches(&[FILES], &proofs[1..]), [(FILES, "it was not tried")]);
+        assert_eq!(breaches(&[NETWORK], &proofs), [(NETWORK, "eth0 is there".to_owned())]);
+        assert_eq!(breaches(&[FILES], &proofs[1..]), [(FILES, "it was not tried".to_owned())]);
     }
 
     #[test]

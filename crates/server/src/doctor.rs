@@ -4,10 +4,15 @@ use std::{
     fmt::Write as _,
     io::{self, Write as _},
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::Context as _;
-use cloud_sandbox_runtime_linux::doctor::{Check, Status, examine};
+use cloud_sandbox_model::error::chain;
+use cloud_sandbox_runtime_linux::{
+    LinuxRuntime,
+    doctor::{Check, Status, examine},
+};
 use serde_json::json;
 
 use crate::{cli::DoctorArgs, system};
@@ -15,11 +20,33 @@ use crate::{cli::DoctorArgs, system};
 /// Examines the host and prints what it found. Fails where no sandbox can be made.
 pub async fn doctor(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let folder = tempfile::tempdir().context("failed to make a temporary folder")?;
-    let checks = examine(&system::runtime_options(folder.path().to_owned())).await;
-    let able = checks.iter().all(|check| check.status != Status::Missing);
+    let options = system::runtime_options(folder.path().to_owned());
+    let mut checks = examine(&options).await;
+    if is_able(&checks)
+        && let Ok(runtime) = LinuxRuntime::new(&options)
+    {
+        let tried = cloud_sandbox_node::try_walls(Arc::new(runtime), folder.path()).await;
+        let tried = tried.unwrap_or_else(|error| vec![("a sandbox", chain(&error))]);
+        note(&mut checks, tried);
+    }
+    let able = is_able(&checks);
     let text = if arguments.json { as_json(&checks, able) } else { as_table(&checks, able) };
     io::stdout().write_all(text.as_bytes()).context("failed to print")?;
     Ok(if able { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_able(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.status != Status::Missing)
+}
+
+/// Notes which walls do not hold, though this host should have them: what was tried from inside got through.
+fn note(checks: &mut [Check], breaches: Vec<(&'static str, String)>) {
+    for (wall, detail) in breaches {
+        for check in checks.iter_mut().filter(|check| check.name == wall) {
+            check.status = Status::Missing;
+            check.detail = format!("does not hold: {detail}");
+        }
+    }
 }
 
 const fn word(status: Status) -> &'static str {
@@ -80,6 +107,15 @@ mod tests {
 
         Sandboxes can be made here, without what is degraded.
         ");
+    }
+
+    #[test]
+    fn wall_that_does_not_hold_is_missing() {
+        let mut checks = [check("files", Status::Ok, ""), check("network", Status::Ok, "")];
+        note(&mut checks, vec![("network", "interface eth0 is there".into())]);
+        assert_eq!((checks[0].status, checks[1].status), (Status::Ok, Status::Missing));
+        assert_eq!(checks[1].detail, "does not hold: interface eth0 is there");
+        assert!(!is_able(&checks));
     }
 
     #[test]
