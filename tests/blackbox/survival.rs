@@ -422,9 +422,14 @@ async fn server_that_ends_at_any_step_leaves_sessions_that_go_on() {
             server.wait();
             let (server, api) = start(server.kill(), &Store::Local, &[("POOL_MIN_SIZE", "2")]).await;
             eventually("what was left half-way is settled", || async {
-                let list = api.get("/api/v1/sessions").await.1;
-                let settled = |session: &Value| matches!(session["state"].as_str(), Some("paused" | "failed"));
-                list["sessions"].as_array().unwrap().iter().all(settled)
+                for session in api.get("/api/v1/sessions").await.1["sessions"].as_array().unwrap() {
+                    // unlike a list, this looks whether the sandbox is still there
+                    let now = get(&api, session["session_id"].as_str().unwrap()).await;
+                    if !matches!(now["state"].as_str(), Some("paused" | "failed")) {
+                        return false;
+                    }
+                }
+                true
             })
             .await;
             for session in api.get("/api/v1/sessions").await.1["sessions"].as_array().unwrap() {

@@ -19,14 +19,15 @@ attempts![against_a_read, against_a_write, against_a_delete, against_a_copy, aga
 /// How long each race is run. What is lost in a race is found by many runs of it rather than by one long one.
 const LONG_ENOUGH: Duration = Duration::from_millis(700);
 
-/// Exchanges /workspace/d, a folder with a file `victim`, with a link to `to`, as fast as can be, while `step` is taken again
-/// and again. Whatever a step does, it must stay on the attacker's side.
+/// Exchanges /workspace/d, a folder with a file `victim`, with a link to `to`, thousands of times a second, while `step` is
+/// taken again and again. Faster, it would have all the time that the sandbox gets, and the agent none to be raced with. Whatever a step does, it must stay on the attacker's side.
 fn race(target: &Target, to: &str, step: impl Fn(&Walled)) {
     let walled = target.walled();
     target.shell(&format!("mkdir d; printf mine > d/victim; ln -s {to} l"));
     let attack = format!(
         "import time\nos.chdir('/workspace')\nRENAME_EXCHANGE = 2\nend = time.monotonic() + 20\n\
          while time.monotonic() < end and not os.path.exists('/tmp/over'):\n    \
+         time.sleep(0.0002)\n    \
          try: call('renameat2', -100, b'd\\0', -100, b'l\\0', RENAME_EXCHANGE)\n    \
          except OSError:\n        \
          if not os.path.lexists('l'): os.symlink({to:?}, 'l')\n        \

@@ -55,7 +55,8 @@ pub(super) fn delete_folder(path: &Path, call: &Call) -> Result<(), Status> {
 
 fn empty(path: &Path, call: &Call) -> Result<(), Status> {
     let refused = |error| failed("delete", path)(error);
-    let mut walk = match Walk::of(path) {
+    // it may have become a link since it was looked at
+    let mut walk = match Walk::of_folder(path) {
         Ok(walk) => walk,
         // What nobody may look into may still be empty.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),

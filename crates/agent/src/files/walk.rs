@@ -92,6 +92,11 @@ impl Walk {
         Self::new(nix::fcntl::open(path, flags, Mode::empty())?, usize::MAX, Vec::new())
     }
 
+    /// All of what is in the folder `path`, which may be no link.
+    pub(crate) fn of_folder(path: &Path) -> io::Result<Self> {
+        Self::new(nix::fcntl::open(path, FOLDER, Mode::empty())?, usize::MAX, Vec::new())
+    }
+
     /// The next step; none at the end. What vanishes on the way is left out.
     pub(crate) fn next(&mut self) -> io::Result<Option<Step>> {
         loop {
