@@ -18,10 +18,13 @@ python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 # languages that the tests run in sandboxes, where only the host's /usr is to be seen
 declare -A languages=([python3]=python3)
-[[ $purpose == run ]] || languages+=([node]=nodejs [go]=golang-go [perl]=perl)
+[[ $purpose == run ]] || languages+=([node]=nodejs [npm]=npm [git]=git [go]=golang-go [perl]=perl)
 for program in "${!languages[@]}"; do
   [[ -x /usr/bin/$program || -x /usr/local/bin/$program ]] || missing+=("${languages[$program]}")
 done
+
+# in sandboxes, too
+[[ $purpose == run ]] || /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 # Debian keeps the server's programs apart from the others
 if [[ $purpose == test ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
