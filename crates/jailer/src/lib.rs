@@ -27,6 +27,9 @@ pub const LISTENER_FD: i32 = 3;
 /// its reader may not trace: the agent from the user's code, and whatever of that made itself undumpable from the agent.
 pub const PROC_FD: i32 = 4;
 
+/// The device of the host that makes network interfaces.
+pub const TUN: &str = "/dev/net/tun";
+
 /// What the jailer is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {

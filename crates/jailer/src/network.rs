@@ -10,15 +10,13 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use cloud_sandbox_jailer::{Interface, Reply};
+use cloud_sandbox_jailer::{Interface, Reply, TUN};
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
     control::Control,
     fault::{Fault, Step},
 };
-
-const TUN: &str = "/dev/net/tun";
 
 /// Listens on `port`, or on any other where the sandbox has that already.
 pub fn listen(control: &Control, process: &OwnedFd, port: u16) -> Result<(), Fault> {

@@ -376,20 +376,6 @@ pub(crate) fn runtime_error(error: RuntimeError) -> Error {
     }
 }
 
-/// Limits as the contract has them.
-pub(crate) fn limits_message(limits: Limits) -> v1::ResourceLimits {
-    v1::ResourceLimits {
-        memory_bytes: limits.memory_bytes,
-        cpu_millis: limits.cpu_millis,
-        pids: limits.pids,
-        disk_bytes: limits.disk_bytes,
-        open_files: limits.open_files,
-        output_bytes: limits.output_bytes,
-        execution_seconds: limits.execution_seconds,
-        cpu_weight: limits.cpu_weight,
-    }
-}
-
 /// The contract's limits as ours.
 pub(crate) fn limits_of(message: v1::ResourceLimits) -> Limits {
     Limits {

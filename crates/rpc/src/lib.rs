@@ -3,12 +3,14 @@
 
 pub mod context;
 pub mod dial;
+pub mod limits;
 pub mod network;
 pub mod status;
 pub mod upstream;
 
 pub use context::CallContext;
 pub use dial::{Dial, LocalDial, RemoteDial};
+pub use limits::limits_message;
 pub use network::{network_message, network_policy};
 pub use status::{from_status, to_status};
 pub use upstream::{TransportError, Upstream, connect, in_process};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cloud_sandbox_jailer as jailer;
+use cloud_sandbox_jailer::{self as jailer, TUN};
 use cloud_sandbox_runtime::{BoxedPackets, BoxedStream, Interface, Listener, RuntimeError};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::{
@@ -19,9 +19,6 @@ use tokio::{
 };
 
 use crate::sandbox::Process;
-
-/// The device that makes interfaces.
-pub const TUN: &str = "/dev/net/tun";
 
 /// Whether interfaces can be made here; why not otherwise.
 pub fn available() -> Result<(), RuntimeError> {

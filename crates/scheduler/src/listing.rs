@@ -6,9 +6,9 @@ use cloud_sandbox_model::{
     input::{page_size, parse_labels},
 };
 use cloud_sandbox_proto::v1::{
-    GetSandboxStatsResponse, ListSandboxesRequest, ListSandboxesResponse, NodeStats, ResourceLimits, Sandbox,
-    SandboxState,
+    GetSandboxStatsResponse, ListSandboxesRequest, ListSandboxesResponse, NodeStats, Sandbox, SandboxState,
 };
+use cloud_sandbox_rpc::limits_message;
 use cloud_sandbox_storage::{Directory, NodeEntry, SandboxEntry, SandboxFilter, page};
 
 const PAGE_DEFAULT: u32 = 100;
@@ -52,16 +52,7 @@ fn sandbox(entry: SandboxEntry) -> Sandbox {
         state: state.into(),
         user_id: entry.user,
         node_id: entry.node.to_string(),
-        limits: Some(ResourceLimits {
-            memory_bytes: entry.limits.memory_bytes,
-            cpu_millis: entry.limits.cpu_millis,
-            pids: entry.limits.pids,
-            disk_bytes: entry.limits.disk_bytes,
-            open_files: entry.limits.open_files,
-            output_bytes: entry.limits.output_bytes,
-            execution_seconds: entry.limits.execution_seconds,
-            cpu_weight: entry.limits.cpu_weight,
-        }),
+        limits: Some(limits_message(entry.limits)),
         metadata: entry.metadata.into_iter().collect(),
         create_time: Some(entry.acquired_at.into()),
         expire_time: Some(entry.expires_at.into()),

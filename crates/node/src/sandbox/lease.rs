@@ -7,10 +7,10 @@ use std::{
 
 use cloud_sandbox_model::{Limits, SandboxState, network::NetworkPolicy};
 use cloud_sandbox_proto::v1;
-use cloud_sandbox_rpc::network_message;
+use cloud_sandbox_rpc::{limits_message, network_message};
 use cloud_sandbox_storage::SandboxEntry;
 
-use super::{Sandbox, limits_message};
+use super::Sandbox;
 use crate::{executions::Owned, options::Options};
 
 /// Whose acquire it was: tenant, user and their `request_id`.

@@ -1,0 +1,19 @@
+//! Limits as messages.
+
+use cloud_sandbox_model::Limits;
+use cloud_sandbox_proto::v1;
+
+/// Limits as the contract has them.
+#[must_use]
+pub fn limits_message(limits: Limits) -> v1::ResourceLimits {
+    v1::ResourceLimits {
+        memory_bytes: limits.memory_bytes,
+        cpu_millis: limits.cpu_millis,
+        pids: limits.pids,
+        disk_bytes: limits.disk_bytes,
+        open_files: limits.open_files,
+        output_bytes: limits.output_bytes,
+        execution_seconds: limits.execution_seconds,
+        cpu_weight: limits.cpu_weight,
+    }
+}
