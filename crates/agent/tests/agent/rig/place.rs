@@ -27,7 +27,7 @@ const NOT_IN_CONTAINERS: &[(&str, &[&str])] = &[
             "start::within_another_process_only_its_own_children_are_reaped",
             "ways_in::one_connection_waits_until_it_is_taken_up_and_then_the_next",
             "ways_in::a_connection_that_is_closed_unused_is_made_again",
-            "ways_in::an_agent_whose_node_is_gone_ends_and_takes_everything_along",
+            "ways_in::an_agent_whose_node_is_gone_ends",
             "ways_in::standard_streams_carry_many_connections",
             "ways_in::what_users_run_has_nothing_of_the_standard_streams",
             "ways_in::the_end_of_standard_input_ends_the_agent",
