@@ -39,6 +39,10 @@ const NOT_IN_CONTAINERS: &[(&str, &[&str])] = &[
     ("a container has walls, which is what is asserted there instead", &["walls::missing_walls_are_found"]),
 ];
 
+/// Tests that need a daemon, by the reason.
+const IN_CONTAINERS_ALONE: &[(&str, &[&str])] =
+    &[("it is about containers", &["walls::containers_have_the_walls_that_their_runtime_claims"])];
+
 /// Tests of what the kernel of gVisor does not have. What the agent answers there is asserted in `gvisor`.
 const NOT_UNDER_GVISOR: &[(&str, &[&str])] = &[];
 
@@ -52,11 +56,11 @@ impl Place {
     pub fn of_agents() -> &'static Self {
         &PLACE
     }
+}
 
-    /// The OCI runtime of containers, if it has its own kernel.
-    pub fn is_gvisor(&self) -> bool {
-        matches!(self, Self::Docker(Some(runtime)) if runtime.starts_with("runsc"))
-    }
+/// Whether agents are in containers with a kernel of their own.
+pub fn is_gvisor() -> bool {
+    matches!(Place::of_agents(), Place::Docker(Some(runtime)) if runtime.starts_with("runsc"))
 }
 
 /// Whether the test that runs now says nothing about the place of its agents; says so where it is.
@@ -64,10 +68,11 @@ pub fn left_out() -> bool {
     let thread = std::thread::current();
     let test = thread.name().expect("tests run on threads with their names").to_owned();
     let mut tables = Vec::new();
-    if matches!(Place::of_agents(), Place::Docker(_)) {
-        tables.extend(NOT_IN_CONTAINERS);
+    match Place::of_agents() {
+        Place::Docker(_) => tables.extend(NOT_IN_CONTAINERS),
+        Place::Here | Place::Stdio => tables.extend(IN_CONTAINERS_ALONE),
     }
-    if Place::of_agents().is_gvisor() {
+    if is_gvisor() {
         tables.extend(NOT_UNDER_GVISOR);
     }
     let reason = tables.iter().find(|(_, tests)| tests.contains(&test.as_str())).map(|(reason, _)| *reason);
