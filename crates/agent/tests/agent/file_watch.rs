@@ -252,7 +252,7 @@ async fn a_dropped_watch_frees_what_it_took() {
     let agent = with_folder().await;
     let watches = || {
         let descriptors = agent.proc_names(&format!("{}/fd", agent.pid()));
-        descriptors.iter().filter(|(_, target)| target.ends_with("anon_inode:inotify")).count()
+        descriptors.iter().filter(|(_, target)| target.contains("inotify")).count()
     };
     let before = watches();
     let mut open = Vec::new();
@@ -262,4 +262,17 @@ async fn a_dropped_watch_frees_what_it_took() {
     assert_eq!(watches(), before + 5);
     drop(open);
     eventually("the watches are freed", || watches() == before).await;
+}
+
+#[tokio::test]
+async fn what_programs_do_is_told() {
+    let agent = with_folder().await;
+    let mut watch = Watch::open(&agent, "d", true).await.unwrap();
+    let run = async |script: &str| {
+        assert_eq!(agent.sh(&format!("cd {}; {script}", agent.path("d"))).await.exited.exit_code, 0)
+    };
+    run("echo x > a").await;
+    watch.expect(&[(Type::Created, "d/a"), (Type::Written, "d/a")]).await;
+    run("mkdir e; rm a").await;
+    watch.expect(&[(Type::Created, "d/e"), (Type::Removed, "d/a")]).await;
 }

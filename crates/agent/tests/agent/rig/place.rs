@@ -58,6 +58,11 @@ impl Place {
     }
 }
 
+/// Whether agents are in containers.
+pub fn in_container() -> bool {
+    matches!(Place::of_agents(), Place::Docker(_))
+}
+
 /// Whether agents are in containers with a kernel of their own.
 pub fn is_gvisor() -> bool {
     matches!(Place::of_agents(), Place::Docker(Some(runtime)) if runtime.starts_with("runsc"))
