@@ -31,6 +31,19 @@ fn open_in_two_steps(above: impl AsFd, name: &(impl NixPath + ?Sized)) -> nix::R
     openat(&found, ".", FOLDER, Mode::empty())
 }
 
+/// Whether the kernel is gVisor. Its log begins with its name; what Linux logs, no user can write.
+pub(crate) fn is_gvisor() -> bool {
+    static GVISOR: LazyLock<bool> = LazyLock::new(|| {
+        const READ_ALL: libc::c_int = 3;
+        let mut log = [0_u8; 4096];
+        // SAFETY: the buffer is as long as is said, and live.
+        let read = unsafe { libc::klogctl(READ_ALL, log.as_mut_ptr().cast(), 4096) };
+        let log = &log[..usize::try_from(read).unwrap_or(0)];
+        memchr::memmem::find(log, b"Starting gVisor").is_some()
+    });
+    *GVISOR
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::symlink};

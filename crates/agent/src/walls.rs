@@ -23,6 +23,8 @@ use nix::{
     unistd::{AccessFlags, access},
 };
 
+use crate::kernel;
+
 /// Tries all walls. A few dozen system calls, well under a millisecond.
 pub(crate) fn prove(request: &ProveWallsRequest) -> Vec<WallProof> {
     let proofs: [(&str, Breaches); 10] = [
@@ -232,9 +234,9 @@ fn devices() -> Breaches {
     // full, null, zero, random, urandom, tty, ptmx
     const HARMLESS: [(u64, u64); 7] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)];
     const FIRST_PTS: u64 = 136;
-    // fuse, tun
+    // fuse, tun: its own, which reach nothing of the host's
     const OF_GVISOR: [(u64, u64); 2] = [(10, 229), (10, 200)];
-    let gvisor = is_gvisor();
+    let gvisor = kernel::is_gvisor();
     let mut breaches = Breaches::default();
     let mut folders = vec![PathBuf::from("/dev")];
     while let Some(folder) = folders.pop() {
@@ -258,17 +260,6 @@ fn devices() -> Breaches {
         }
     }
     breaches
-}
-
-/// Whether the kernel is gVisor, whose devices are its own and reach nothing of the host's. Its log begins with its name;
-/// what Linux logs, no user can write.
-fn is_gvisor() -> bool {
-    const READ_ALL: libc::c_int = 3;
-    let mut log = [0_u8; 4096];
-    // SAFETY: the buffer is as long as is said, and live.
-    let read = unsafe { libc::klogctl(READ_ALL, log.as_mut_ptr().cast(), 4096) };
-    let log = &log[..usize::try_from(read).unwrap_or(0)];
-    memchr::memmem::find(log, b"Starting gVisor").is_some()
 }
 
 fn identity(boot_id: &str, machine_id: &str) -> Breaches {
