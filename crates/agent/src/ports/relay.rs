@@ -1,6 +1,6 @@
 //! The bytes of one connection, in both directions, each of which may end before the other.
 
-use std::io;
+use std::{convert::Infallible, io};
 
 use bytes::Bytes;
 use cloud_sandbox_proto::agent::v1::{AcceptEnd, AcceptRequest, AcceptResponse, accept_request, accept_response::Part};
@@ -21,16 +21,30 @@ const PIECE: usize = 32 * 1024;
 
 type Responses = Sender<Result<AcceptResponse, Status>>;
 
-/// Returns when both directions have ended, or one of both ends has failed, which the node is told.
+/// Why a connection is over.
+enum Over {
+    /// the node has closed it
+    Closed,
+    /// what the node is told
+    Failed(Status),
+}
+
+impl From<Status> for Over {
+    fn from(status: Status) -> Self {
+        Self::Failed(status)
+    }
+}
+
+/// Returns when the node has closed the connection, or one of both ends has failed, which the node is told.
 pub(super) async fn relay(stream: TcpStream, parts: Streaming<AcceptRequest>, responses: &Responses) {
     let (read, write) = stream.into_split();
-    if let Err(status) = tokio::try_join!(send(read, responses), receive(write, parts)) {
+    if let Err(Over::Failed(status)) = tokio::try_join!(send(read, responses), receive(write, parts)) {
         let _ = responses.send(Err(status)).await;
     }
 }
 
 /// Sends what the program sends.
-async fn send(read: OwnedReadHalf, responses: &Responses) -> Result<(), Status> {
+async fn send(read: OwnedReadHalf, responses: &Responses) -> Result<(), Over> {
     loop {
         // Room first: what has been read must not wait in memory. Without anybody who hears it, the relay is dropped.
         let Ok(room) = responses.reserve().await else { return Ok(()) };
@@ -57,16 +71,16 @@ async fn piece(read: &OwnedReadHalf) -> io::Result<Bytes> {
 }
 
 /// Hands to the program what comes for it, and its end.
-async fn receive(mut write: OwnedWriteHalf, mut parts: Streaming<AcceptRequest>) -> Result<(), Status> {
+async fn receive(mut write: OwnedWriteHalf, mut parts: Streaming<AcceptRequest>) -> Result<Infallible, Over> {
     while let Some(message) = parts.message().await? {
         match message.part {
             Some(accept_request::Part::Data(data)) => write.write_all(&data).await.map_err(|error| cut(&error))?,
-            _ => return Err(Status::invalid_argument("every message but the first must be data")),
+            // Fails where the program has gone, which the other direction tells as well.
+            Some(accept_request::Part::End(_)) => drop(write.shutdown().await),
+            _ => return Err(Status::invalid_argument("every message but the first must be data or end").into()),
         }
     }
-    // Fails where the program has gone, which the other direction tells as well.
-    let _ = write.shutdown().await;
-    Ok(())
+    Err(Over::Closed)
 }
 
 fn cut(error: &io::Error) -> Status {

@@ -1,7 +1,7 @@
 //! Ports of the sandbox's loopback that the node serves.
 
 use cloud_sandbox_proto::agent::v1::{
-    AcceptRequest, ListenRequest, ListenResponse, accept_request, accept_response,
+    AcceptEnd, AcceptRequest, ListenRequest, ListenResponse, accept_request, accept_response,
     agent_service_client::AgentServiceClient, listen_response::Event, run_request::Input,
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -60,7 +60,15 @@ impl Connection {
     }
 
     async fn send(&self, data: &[u8]) {
-        let part = accept_request::Part::Data(data.to_vec().into());
+        self.request(accept_request::Part::Data(data.to_vec().into())).await;
+    }
+
+    /// Sends the program no more.
+    async fn end(&self) {
+        self.request(accept_request::Part::End(AcceptEnd {})).await;
+    }
+
+    async fn request(&self, part: accept_request::Part) {
         let sent = self.requests.as_ref().unwrap().send(AcceptRequest { part: Some(part) });
         timeout(PATIENCE, sent).await.expect("the agent takes it").unwrap();
     }
@@ -110,8 +118,9 @@ print(len(got), got == b'b' * len(got))";
     for _ in 0..64 {
         connection.send(&[b'b'; 32 * 1024]).await;
     }
-    connection.requests = None;
+    connection.end().await;
     assert_eq!(running.outcome().await.text(), "2097152 True\n");
+    connection.requests = None;
     assert!(connection.responses.message().await.unwrap().is_none(), "it ends well");
 
     let then = "s = connect()
@@ -120,7 +129,7 @@ s.sendall(b'after the end')
 s.close()";
     let running = connecting(&agent, port.number, then).await;
     let mut connection = port.accept().await;
-    connection.requests = None;
+    connection.end().await;
     assert_eq!(connection.rest().await, b"after the end");
     assert_eq!(running.outcome().await.exited.exit_code, 0);
 }
@@ -257,4 +266,27 @@ wait()";
     let pid = running.pid;
     drop(running);
     eventually("the end of the program", || !agent.is_alive(pid)).await;
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_requests_ended_arrives_and_then_the_connection_is_closed() {
+    let agent = Agent::start().await;
+    let mut port = Port::open(&agent, 3128).await.unwrap();
+    let then = "s = connect()
+wait()
+got = b''
+while piece := s.recv(65536): got += piece
+print(len(got))
+try:
+    while True: s.sendall(b'x' * 65536)
+except ConnectionError: print('closed')";
+    let mut running = connecting(&agent, port.number, then).await;
+    let mut connection = port.accept().await;
+    for _ in 0..8 {
+        connection.send(&[b'x'; 32 * 1024]).await;
+    }
+    connection.requests = None;
+    running.send(Input::Stdin("\n".into())).await;
+    assert_eq!(running.read_until("closed\n").await, "262144\nclosed\n");
+    assert!(connection.responses.message().await.unwrap().is_none());
 }

@@ -4,18 +4,20 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
 use cloud_sandbox_proto::agent::v1::{
-    AcceptRequest, AcceptResponse, ListenRequest, ListenResponse, Listening, accept_request, accept_response::Part,
-    agent_service_client::AgentServiceClient, listen_response::Event,
+    AcceptEnd, AcceptRequest, AcceptResponse, ListenRequest, ListenResponse, Listening, accept_request,
+    accept_response::Part, agent_service_client::AgentServiceClient, listen_response::Event,
 };
 use cloud_sandbox_runtime::{BoxedStream, Listener, Port};
 use futures::StreamExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::PollSender;
@@ -25,6 +27,8 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 const QUEUE: usize = 2;
 /// The most that goes into one.
 const PIECE: usize = 32 * 1024;
+/// How long a program may take to read what was written to it before the connection was dropped.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// Has an agent listen.
 pub(super) async fn listen(mut client: AgentServiceClient<Channel>, port: u16) -> Result<Port, Status> {
@@ -63,17 +67,38 @@ async fn take_up(client: &mut AgentServiceClient<Channel>, number: u64) -> Resul
     let first = request(accept_request::Part::Connection(number));
     requests.try_send(first).expect("the queue holds the first message");
     let responses = client.accept(ReceiverStream::new(queue)).await?.into_inner();
-    Ok(Connection { requests: PollSender::new(requests), responses, left: Bytes::new(), ended: false })
+    Ok(Connection {
+        requests: PollSender::new(requests),
+        responses: Some(responses),
+        left: Bytes::new(),
+        ended: false,
+        shut: false,
+    })
 }
 
-/// A connection of a program. Dropping it cuts it.
+/// A connection of a program. What was written to it arrives, also when it is dropped right after.
 struct Connection {
     requests: PollSender<AcceptRequest>,
-    responses: Streaming<AcceptResponse>,
+    /// none once it has come to its end
+    responses: Option<Streaming<AcceptResponse>>,
     /// what has come and was not read
     left: Bytes,
     /// the program sends no more
     ended: bool,
+    /// and is sent no more
+    shut: bool,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The end of the requests closes it; without the responses the call would be cancelled before that has arrived.
+        self.requests.close();
+        let Some(mut responses) = self.responses.take() else { return };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let closed = async move { while let Ok(Some(_)) = responses.message().await {} };
+            runtime.spawn(timeout(LINGER, closed));
+        }
+    }
 }
 
 impl AsyncRead for Connection {
@@ -83,14 +108,18 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         while self.left.is_empty() && !self.ended {
-            match ready!(self.responses.poll_next_unpin(context)) {
+            let Some(responses) = &mut self.responses else { return Poll::Ready(Err(reset())) };
+            match ready!(responses.poll_next_unpin(context)) {
                 Some(Ok(AcceptResponse { part: Some(Part::Data(data)) })) => self.left = data,
                 Some(Ok(AcceptResponse { part: Some(Part::End(_)) })) => self.ended = true,
                 // a message of a newer agent says nothing
                 Some(Ok(AcceptResponse { part: None })) => {}
-                Some(Err(status)) => return Poll::Ready(Err(cut(status))),
+                Some(Err(status)) => {
+                    self.responses = None;
+                    return Poll::Ready(Err(cut(status)));
+                }
                 // it says so before it ends well
-                None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                None => self.responses = None,
             }
         }
         let length = self.left.len().min(buffer.remaining());
@@ -103,6 +132,9 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        if self.shut {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         ready!(self.requests.poll_reserve(context)).map_err(gone)?;
         let piece = &bytes[..bytes.len().min(PIECE)];
         let data = accept_request::Part::Data(Bytes::copy_from_slice(piece));
@@ -114,11 +146,18 @@ impl AsyncWrite for Connection {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // what is in the queue is sent before the end
-        self.requests.close();
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // where the agent has gone, there is nobody to tell
+        if !self.shut && ready!(self.requests.poll_reserve(context)).is_ok() {
+            let _ = self.requests.send_item(request(accept_request::Part::End(AcceptEnd {})));
+        }
+        self.shut = true;
         Poll::Ready(Ok(()))
     }
+}
+
+fn reset() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
 }
 
 fn cut(status: Status) -> io::Error {
