@@ -95,7 +95,7 @@ async fn whatever_forks_all_the_time_is_stopped_whole_and_loses_nothing() {
         go_on(&agent).await;
     }
     let outcome = running.outcome().await;
-    assert_eq!((outcome.text(), outcome.exited.exit_code), ("done\n", 0));
+    assert_eq!((outcome.text(), outcome.exited.exit_code), ("done\n", 0), "{outcome:?}");
 }
 
 #[tokio::test]
