@@ -144,7 +144,10 @@ pub mod reason {
     pub const STDIN_FULL: &str = "STDIN_FULL";
     pub const STORE_FULL: &str = "STORE_FULL";
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    pub const TEMPLATE_EXISTS: &str = "TEMPLATE_EXISTS";
+    pub const TEMPLATE_FAILED: &str = "TEMPLATE_FAILED";
     pub const TEMPLATE_NOT_FOUND: &str = "TEMPLATE_NOT_FOUND";
+    pub const TEMPLATE_NOT_READY: &str = "TEMPLATE_NOT_READY";
     pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
     pub const TOKEN_INVALID: &str = "TOKEN_INVALID";
     pub const TOKEN_MISSING: &str = "TOKEN_MISSING";
