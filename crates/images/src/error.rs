@@ -119,7 +119,7 @@ impl ImageError {
 }
 
 /// What an error of writing below `folder` is.
-pub(crate) fn writing(folder: &std::path::Path, doing: &str) -> impl Fn(io::Error) -> ImageError {
+pub(crate) fn writing(folder: &std::path::Path, doing: &str) -> impl Fn(io::Error) -> ImageError + use<> {
     let (folder, doing) = (folder.to_owned(), doing.to_owned());
     move |source| match source.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => ImageError::DiskFull(folder.clone()),
@@ -128,7 +128,7 @@ pub(crate) fn writing(folder: &std::path::Path, doing: &str) -> impl Fn(io::Erro
 }
 
 /// The same for the calls of nix.
-pub(crate) fn writing_at(folder: &std::path::Path, doing: &str) -> impl Fn(Errno) -> ImageError {
+pub(crate) fn writing_at(folder: &std::path::Path, doing: &str) -> impl Fn(Errno) -> ImageError + use<> {
     let told = writing(folder, doing);
     move |errno| told(errno.into())
 }

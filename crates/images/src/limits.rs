@@ -35,6 +35,10 @@ impl Budget {
         Self { limits, bytes: 0, entries: 0 }
     }
 
+    pub(crate) fn bytes_left(&self) -> u64 {
+        self.limits.bytes.saturating_sub(self.bytes)
+    }
+
     pub(crate) fn spend(&mut self, what: &str, entries: u64, bytes: u64) -> Result<(), ImageError> {
         self.entries = self.entries.saturating_add(entries);
         self.bytes = self.bytes.saturating_add(bytes);
