@@ -11,10 +11,13 @@ use std::{
 
 use async_trait::async_trait;
 use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
-use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_model::{
+    Limits, RuntimeName, SandboxId, Template,
+    template::{Progress, Source},
+};
 use cloud_sandbox_runtime::{
-    BoxedPackets, BoxedStream, HOST_TEMPLATE, INTERFACE, Interface, Port, Runtime, RuntimeError, SandboxSpec, Usage,
-    walls,
+    BoxedPackets, BoxedStream, End, INTERFACE, Interface, Port, Prepared, Root as PreparedRoot, Runtime, RuntimeError,
+    SandboxSpec, Usage, walls,
 };
 use tokio::sync::oneshot;
 
@@ -113,7 +116,7 @@ impl LinuxRuntime {
     /// Makes a sandbox, has its agent answer, tries the network modes, and destroys it: whether this host can do it at all.
     pub(crate) async fn prove(&self) -> Proof {
         let id = SandboxId::generate();
-        let spec = SandboxSpec { template: HOST_TEMPLATE.into(), limits: Limits::DEFAULT };
+        let spec = SandboxSpec { template: Prepared::host(), limits: Limits::DEFAULT };
         let made = match self.create(id, &spec).await {
             Ok(()) => self.connect(id).await.map(drop),
             Err(error) => Err(error),
@@ -263,13 +266,33 @@ impl Runtime for LinuxRuntime {
         "linux"
     }
 
-    fn writable_folders(&self, template: &str) -> Vec<PathBuf> {
-        if template == HOST_TEMPLATE { template::writable_folders() } else { Vec::new() }
+    async fn available(&self, _name: &RuntimeName) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        template: &Template,
+        _runtime: &RuntimeName,
+        _progress: &Progress,
+    ) -> Result<Prepared, RuntimeError> {
+        match &template.source {
+            Source::Host => Ok(Prepared { template: template.reference(), ..Prepared::host() }),
+            source => Err(RuntimeError::Unsupported(format!("make a root file system of a {}", source.kind()))),
+        }
+    }
+
+    async fn discard(&self, _template: &str) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
+        template::writable_folders()
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
-        if spec.template != HOST_TEMPLATE {
-            return Err(RuntimeError::UnknownTemplate(spec.template.clone()));
+        if spec.template.root != PreparedRoot::Host {
+            return Err(RuntimeError::Unsupported("make a sandbox of this root".into()));
         }
         let (send, made) = oneshot::channel();
         let (inner, spec) = (Arc::clone(&self.inner), spec.clone());
@@ -329,7 +352,7 @@ impl Runtime for LinuxRuntime {
         network::packets(packets).map_err(|error| RuntimeError::host(format!("attach sandbox {id}"), error))
     }
 
-    fn walls(&self) -> Vec<&'static str> {
+    fn walls(&self, _template: &Prepared) -> Vec<&'static str> {
         let mut walls = vec![
             walls::USER_NAMESPACE,
             walls::NO_PRIVILEGES,
@@ -350,11 +373,12 @@ impl Runtime for LinuxRuntime {
         walls
     }
 
-    async fn ended(&self, id: SandboxId) {
+    async fn ended(&self, id: SandboxId) -> End {
         let process: Option<Process> = self.inner.sandbox(id).ok().map(|sandbox| sandbox.process.clone());
         if let Some(process) = process {
             process.ended().await;
         }
+        End::default()
     }
 
     async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {

@@ -4,7 +4,7 @@
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use cloud_sandbox_model::{Limits, SandboxId};
-use cloud_sandbox_runtime::{HOST_TEMPLATE, Runtime, SandboxSpec, conformance};
+use cloud_sandbox_runtime::{Prepared, Runtime, SandboxSpec, conformance};
 use cloud_sandbox_runtime_linux::{LinuxRuntime, Options};
 
 fn options(state_dir: &Path) -> Options {
@@ -16,14 +16,14 @@ fn options(state_dir: &Path) -> Options {
 }
 
 fn spec() -> SandboxSpec {
-    SandboxSpec { template: HOST_TEMPLATE.into(), limits: Limits::DEFAULT }
+    SandboxSpec { template: Prepared::host(), limits: Limits::DEFAULT }
 }
 
 #[tokio::test]
 async fn linux_conforms() {
     let state = tempfile::tempdir().unwrap();
     let runtime = LinuxRuntime::new(&options(state.path())).unwrap();
-    conformance::check_all(Arc::new(runtime)).await;
+    conformance::check_all(Arc::new(runtime), Prepared::host()).await;
     assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0, "sockets have no name");
 }
 
