@@ -132,6 +132,7 @@ pub mod reason {
     pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
     pub const RESULT_EXPIRED: &str = "RESULT_EXPIRED";
     pub const ROLE_DENIED: &str = "ROLE_DENIED";
+    pub const RUNTIME_UNAVAILABLE: &str = "RUNTIME_UNAVAILABLE";
     pub const SANDBOX_BUSY: &str = "SANDBOX_BUSY";
     pub const SANDBOX_GONE: &str = "SANDBOX_GONE";
     pub const SANDBOX_MISSING: &str = "SANDBOX_MISSING";

@@ -2,14 +2,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration, time::SystemTime};
 
+use cloud_sandbox_model::template;
 use cloud_sandbox_model::{
     Limits,
     error::{Error, ErrorKind, Result, reason},
     input::Violations,
 };
 use cloud_sandbox_proto::{node::v1::Owner, v1};
-use cloud_sandbox_rpc::{from_status, network_policy, to_status};
-use cloud_sandbox_runtime::HOST_TEMPLATE;
+use cloud_sandbox_rpc::{from_status, limits_of, network_policy, to_status};
 use tokio::time::timeout;
 use tracing::Instrument;
 
@@ -19,7 +19,7 @@ use crate::{
     node::Shared,
     options::Options,
     pool::{Slot, Taken, Way},
-    sandbox::{ClaimKey, EndCause, Lease, Purpose, limits_of, spawn},
+    sandbox::{ClaimKey, EndCause, Lease, Purpose, spawn},
 };
 
 /// A lease unless the caller says otherwise, in seconds.
@@ -80,7 +80,7 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
     let network = violations.take(network_policy("network", request.network.as_ref())).unwrap_or_default();
     let limits = violations.take(limits(options, request.limits)).unwrap_or(options.default_limits);
     violations.finish()?;
-    if !request.template.is_empty() && request.template != HOST_TEMPLATE {
+    if !request.template.is_empty() && request.template != template::HOST {
         let message = format!("template {:?} does not exist", request.template);
         return Err(Error::new(ErrorKind::NotFound, reason::TEMPLATE_NOT_FOUND, message));
     }

@@ -17,13 +17,13 @@ use cloud_sandbox_model::{
     Limits, SandboxId,
     error::{Error, ErrorKind, reason},
 };
+use cloud_sandbox_rpc::limits_of;
 use cloud_sandbox_storage::SandboxEntry;
 use prost::Message;
 
 use crate::{
     executions::{Executions, Owned},
     options::Options,
-    sandbox::limits_of,
 };
 
 /// The word for sandboxes whose node's process ended without a word.

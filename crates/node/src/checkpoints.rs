@@ -187,15 +187,15 @@ async fn save(
     contents::note_executions(sandbox, &mut contents);
     contents.lost.extend(lost(sandbox, &stopped.into_inner().processes));
 
-    let roots = roots(node, sandbox)?;
+    let roots = roots(node)?;
     let save = Save::new(Arc::clone(&node.workspaces), id, roots, contents, lease.limits.disk_bytes)?.with_base(base);
     let tree = sandbox.agent.trees().save_tree(save.requests()).await;
     let tree = tree.map_err(|status| agent_error("read the sandbox's files", &status))?.into_inner();
     save.run(tree.map(|part| part.map_err(|status| agent_error("read the sandbox's files", &status)))).await
 }
 
-fn roots(node: &Shared, sandbox: &Sandbox) -> Result<Vec<String>> {
-    let folders = node.runtime.writable_folders(&sandbox.template);
+fn roots(node: &Shared) -> Result<Vec<String>> {
+    let folders = node.runtime.writable_folders(&cloud_sandbox_runtime::Prepared::host());
     let names = folders.into_iter().map(|folder| folder.into_os_string().into_string());
     let names: Result<Vec<_>, _> = names.collect();
     names.map_err(|name| Error::internal("name the sandbox's folders", format!("{name:?} is no text")))

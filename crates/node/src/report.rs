@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use cloud_sandbox_model::error::chain;
-use cloud_sandbox_runtime::HOST_TEMPLATE;
-use cloud_sandbox_storage::NodeEntry;
+use cloud_sandbox_model::template;
+use cloud_sandbox_storage::{NodeEntry, NodeTemplate};
 use tokio::time::{sleep, timeout};
 
 use crate::node::Shared;
@@ -61,7 +61,7 @@ fn entry(node: &Shared) -> NodeEntry {
     NodeEntry {
         id: node.options.id,
         address: node.options.address.clone(),
-        templates: vec![HOST_TEMPLATE.to_owned()],
+        templates: vec![NodeTemplate::ready(template::HOST, "linux")],
         ready: number(counts.ready),
         acquired: number(counts.acquired + counts.paused),
         paused: number(counts.paused),

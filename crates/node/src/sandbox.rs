@@ -15,7 +15,7 @@ use std::{
 
 use cloud_sandbox_egress::Egress;
 use cloud_sandbox_model::{
-    Limits, SandboxId, SandboxState,
+    SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, reason},
     network::NetworkPolicy,
 };
@@ -364,8 +364,11 @@ pub(crate) fn hit(limit: &'static str) {
 /// What a caller is told of a runtime's failure.
 pub(crate) fn runtime_error(error: RuntimeError) -> Error {
     match error {
-        RuntimeError::UnknownTemplate(_) => {
-            Error::new(ErrorKind::NotFound, reason::TEMPLATE_NOT_FOUND, error.to_string())
+        RuntimeError::Template { .. } => {
+            Error::new(ErrorKind::FailedPrecondition, reason::TEMPLATE_FAILED, error.to_string())
+        }
+        RuntimeError::Unavailable(_) => {
+            Error::new(ErrorKind::Unavailable, reason::RUNTIME_UNAVAILABLE, error.to_string())
         }
         RuntimeError::Gone(_) => Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, error.to_string()),
         RuntimeError::Unsupported(_) => {
@@ -373,19 +376,5 @@ pub(crate) fn runtime_error(error: RuntimeError) -> Error {
         }
         RuntimeError::Exhausted(_) => Error::new(ErrorKind::ResourceExhausted, reason::CAPACITY, error.to_string()),
         RuntimeError::Host { ref operation, .. } => Error::internal(&operation.clone(), error),
-    }
-}
-
-/// The contract's limits as ours.
-pub(crate) fn limits_of(message: v1::ResourceLimits) -> Limits {
-    Limits {
-        memory_bytes: message.memory_bytes,
-        cpu_millis: message.cpu_millis,
-        pids: message.pids,
-        disk_bytes: message.disk_bytes,
-        open_files: message.open_files,
-        output_bytes: message.output_bytes,
-        execution_seconds: message.execution_seconds,
-        cpu_weight: message.cpu_weight,
     }
 }

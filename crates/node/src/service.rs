@@ -184,4 +184,8 @@ impl node_service_server::NodeService for NodeService {
     ) -> Answer<node::RestoreSandboxResponse> {
         checkpoints::restore(&self.node, request.into_inner()).await.map(Response::new).map_err(to_status)
     }
+
+    async fn set_templates(&self, _request: Request<node::SetTemplatesRequest>) -> Answer<node::SetTemplatesResponse> {
+        Err(Status::unimplemented("templates"))
+    }
 }

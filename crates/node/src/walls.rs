@@ -7,7 +7,7 @@ use cloud_sandbox_model::{
     error::{Error, Result},
 };
 use cloud_sandbox_proto::agent::v1::{ProveWallsRequest, WallProof};
-use cloud_sandbox_runtime::{HOST_TEMPLATE, Runtime, SandboxSpec, walls::PROVED};
+use cloud_sandbox_runtime::{Prepared, Runtime, SandboxSpec, walls::PROVED};
 use tokio::time::timeout;
 
 use crate::{
@@ -58,7 +58,7 @@ pub(crate) async fn prove(node: &Shared, sandbox: &Sandbox) -> Result<()> {
 /// When no sandbox can be made, or its agent does not answer.
 pub async fn try_walls(runtime: Arc<dyn Runtime>, path: &Path) -> Result<Vec<(&'static str, String)>> {
     let id = SandboxId::generate();
-    let spec = SandboxSpec { template: HOST_TEMPLATE.to_owned(), limits: Limits::DEFAULT };
+    let spec = SandboxSpec { template: Prepared::host(), limits: Limits::DEFAULT };
     runtime.create(id, &spec).await.map_err(runtime_error)?;
     let agent = Agent::new(Arc::clone(&runtime), id);
     let found = match agent.wait_ready(AGENT_DEADLINE).await {
@@ -81,7 +81,7 @@ async fn tried(
     let answer = timeout(within, agent.prove_walls(request)).await;
     let proofs = answer.map_err(|elapsed| unproven(elapsed.to_string()))?;
     let proofs = proofs.map_err(|status| unproven(status.to_string()))?;
-    Ok(breaches(&runtime.walls(), &proofs))
+    Ok(breaches(&runtime.walls(&Prepared::host()), &proofs))
 }
 
 fn unproven(cause: String) -> Error {

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use cloud_sandbox_model::error::chain;
-use cloud_sandbox_runtime::{Runtime as _, RuntimeError, walls};
+use cloud_sandbox_runtime::{Prepared, Runtime as _, RuntimeError, walls};
 use nix::unistd::Uid;
 
 use crate::{
@@ -163,7 +163,7 @@ fn walls(runtime: &LinuxRuntime) -> impl Iterator<Item = Check> {
         (walls::DEVICES, "the usual seven"),
         (walls::IDENTITY, "host name, machine id and boot id of its own"),
     ];
-    let there = runtime.walls();
+    let there = runtime.walls(&Prepared::host());
     let row = move |(name, detail): (&str, &str)| match runtime.losses().iter().find(|loss| loss.protection == name) {
         Some(loss) => Check::lost(loss),
         None if there.contains(&name) => Check::ok(name, detail),

@@ -11,10 +11,13 @@ use std::{
 
 use async_trait::async_trait;
 use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
-use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_model::{
+    Limits, RuntimeName, SandboxId, Template,
+    template::{Progress, Source},
+};
 use cloud_sandbox_runtime::{
-    BoxedPackets, BoxedStream, HOST_TEMPLATE, INTERFACE, Interface, Port, Runtime, RuntimeError, SandboxSpec, Usage,
-    walls,
+    BoxedPackets, BoxedStream, End, INTERFACE, Interface, Port, Prepared, Root as PreparedRoot, Runtime, RuntimeError,
+    SandboxSpec, Usage, walls,
 };
 use tokio::sync::oneshot;
 
@@ -113,7 +116,7 @@ impl LinuxRuntime {
     /// Makes a sandbox, has its agent answer, tries the network modes, and destroys it: whether this host can do it at all.
     pub(crate) async fn prove(&self) -> Proof {
         let id = SandboxId::generate();
-        let spec = SandboxSpec { template: HOST_TEMPLATE.into(), limits: Limits::DEFAULT };
+        let spec = SandboxSpec { template: Prepared::host(), limits: Limits::DEFAULT };
         let made = match self.create(id, &spec).await {
             Ok(()) => self.connect(id).await.map(drop),
             Err(error) => Err(error),
@@ -136,18 +139,24 @@ impl Inner {
 
     async fn create(self: &Arc<Self>, id: SandboxId, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
         let ids = self.ids.take().ok_or_else(|| RuntimeError::Exhausted("all ranges of ids are taken".into()))?;
-        let made = self.create_with(id, ids, spec.limits).await;
+        let made = self.create_with(id, ids, spec).await;
         if made.is_err() {
             self.ids.give_back(ids);
         }
         made
     }
 
-    async fn create_with(self: &Arc<Self>, id: SandboxId, ids: IdMap, limits: Limits) -> Result<Sandbox, RuntimeError> {
+    async fn create_with(
+        self: &Arc<Self>,
+        id: SandboxId,
+        ids: IdMap,
+        spec: &SandboxSpec,
+    ) -> Result<Sandbox, RuntimeError> {
+        let (root, limits) = (self.root(&spec.template)?, spec.limits);
         let (socket, listener) =
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
-        let spec = self.jail(id, ids, &limits);
+        let spec = self.jail(id, ids, root, &limits);
         match self.launcher.launch(spec, listener, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
@@ -159,8 +168,20 @@ impl Inner {
         }
     }
 
-    fn jail(&self, id: SandboxId, ids: IdMap, limits: &Limits) -> Spec {
-        let mut root = self.host.clone();
+    /// What sandboxes of a template show as their root.
+    fn root(&self, template: &Prepared) -> Result<Root, RuntimeError> {
+        let why = match &template.root {
+            PreparedRoot::Host => return Ok(self.host.clone()),
+            PreparedRoot::Folder(base) => match template::folder(base) {
+                Ok(root) => return Ok(root),
+                Err(error) => format!("its root file system {} cannot be read: {error}", base.display()),
+            },
+            PreparedRoot::Image(_) => "an image of a Docker Engine is none of the runtime linux".to_owned(),
+        };
+        Err(RuntimeError::Template { template: template.template.clone(), why })
+    }
+
+    fn jail(&self, id: SandboxId, ids: IdMap, mut root: Root, limits: &Limits) -> Spec {
         root.scratch_bytes = limits.disk_bytes;
         root.scratch_inodes = template::inodes(limits.disk_bytes);
         identity::renew(&mut root);
@@ -263,14 +284,31 @@ impl Runtime for LinuxRuntime {
         "linux"
     }
 
-    fn writable_folders(&self, template: &str) -> Vec<PathBuf> {
-        if template == HOST_TEMPLATE { template::writable_folders() } else { Vec::new() }
+    async fn available(&self, _name: &RuntimeName) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        template: &Template,
+        _runtime: &RuntimeName,
+        _progress: &Progress,
+    ) -> Result<Prepared, RuntimeError> {
+        match &template.source {
+            Source::Host => Ok(Prepared { template: template.reference(), ..Prepared::host() }),
+            source => Err(RuntimeError::Unsupported(format!("make a root file system of a {}", source.kind()))),
+        }
+    }
+
+    async fn discard(&self, _template: &str) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
+        template::writable_folders()
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
-        if spec.template != HOST_TEMPLATE {
-            return Err(RuntimeError::UnknownTemplate(spec.template.clone()));
-        }
         let (send, made) = oneshot::channel();
         let (inner, spec) = (Arc::clone(&self.inner), spec.clone());
         // on its own, so that a caller that goes away does not leave half a sandbox
@@ -329,7 +367,7 @@ impl Runtime for LinuxRuntime {
         network::packets(packets).map_err(|error| RuntimeError::host(format!("attach sandbox {id}"), error))
     }
 
-    fn walls(&self) -> Vec<&'static str> {
+    fn walls(&self, _template: &Prepared) -> Vec<&'static str> {
         let mut walls = vec![
             walls::USER_NAMESPACE,
             walls::NO_PRIVILEGES,
@@ -350,11 +388,12 @@ impl Runtime for LinuxRuntime {
         walls
     }
 
-    async fn ended(&self, id: SandboxId) {
+    async fn ended(&self, id: SandboxId) -> End {
         let process: Option<Process> = self.inner.sandbox(id).ok().map(|sandbox| sandbox.process.clone());
         if let Some(process) = process {
             process.ended().await;
         }
+        End::default()
     }
 
     async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {

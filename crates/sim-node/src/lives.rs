@@ -8,8 +8,8 @@ use cloud_sandbox_proto::{
         AcquireSandboxRequest, AcquireSandboxResponse, Activity, CheckpointSandboxRequest, CheckpointSandboxResponse,
         GetSandboxRequest, GetSandboxResponse, KeepAliveSandboxRequest, KeepAliveSandboxResponse, PauseSandboxRequest,
         PauseSandboxResponse, ReleaseSandboxRequest, ReleaseSandboxResponse, RestoreSandboxRequest,
-        RestoreSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, UpdateSandboxRequest,
-        UpdateSandboxResponse, node_service_server::NodeService,
+        RestoreSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, SetTemplatesRequest, SetTemplatesResponse,
+        UpdateSandboxRequest, UpdateSandboxResponse, node_service_server::NodeService,
     },
     v1,
 };
@@ -131,6 +131,14 @@ impl NodeService for SimNode {
         self.hosted(&request.get_ref().sandbox_id)?;
         let manifest = Some(self.restore(request.get_ref()).await?);
         call.reply(RestoreSandboxResponse { manifest })
+    }
+
+    async fn set_templates(
+        &self,
+        request: Request<SetTemplatesRequest>,
+    ) -> Result<Response<SetTemplatesResponse>, Status> {
+        let call = self.enter("SetTemplates", &request).await?;
+        call.reply(SetTemplatesResponse {})
     }
 }
 

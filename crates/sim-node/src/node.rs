@@ -136,7 +136,7 @@ impl SimNode {
         let entry = NodeEntry {
             id: self.id(),
             address: self.0.address.clone(),
-            templates: vec!["host".into()],
+            templates: vec![cloud_sandbox_storage::NodeTemplate::ready("host", "linux")],
             ready,
             acquired,
             paused: 0,
@@ -345,6 +345,7 @@ impl SimNode {
             expires_at: now + lease,
         };
         let sandbox = v1::Sandbox {
+            runtime: "linux".into(),
             sandbox_id: id.to_string(),
             template: entry.template.clone(),
             state: v1::SandboxState::Acquired.into(),

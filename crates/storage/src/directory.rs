@@ -19,6 +19,7 @@ use std::{
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{Limits, NodeId, SandboxId};
+use serde::{Deserialize, Serialize};
 
 use crate::error::StorageError;
 
@@ -58,8 +59,8 @@ pub struct NodeEntry {
     pub id: NodeId,
     /// where it serves node.v1
     pub address: String,
-    /// the templates it can make sandboxes from
-    pub templates: Vec<String>,
+    /// the templates that it knows, and how far it is with each
+    pub templates: Vec<NodeTemplate>,
     /// warm sandboxes
     pub ready: u32,
     /// owned sandboxes, paused included
@@ -74,6 +75,50 @@ pub struct NodeEntry {
     pub draining: bool,
     /// its machine is short of memory: what can give some back should
     pub low_memory: bool,
+}
+
+/// How far a node is with a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeTemplate {
+    /// its reference: `python@3`, `host`
+    pub reference: String,
+    /// how far it is
+    pub state: TemplateState,
+    /// the runtime that its sandboxes have, once it is ready
+    pub runtime: String,
+    /// what is being done, or why it failed
+    pub detail: String,
+    /// bytes of that which are done
+    pub done_bytes: u64,
+    /// bytes that there are; 0 where that is not known
+    pub total_bytes: u64,
+}
+
+impl NodeTemplate {
+    /// One that sandboxes can be made from.
+    #[must_use]
+    pub fn ready(reference: impl Into<String>, runtime: impl Into<String>) -> Self {
+        Self {
+            reference: reference.into(),
+            state: TemplateState::Ready,
+            runtime: runtime.into(),
+            detail: String::new(),
+            done_bytes: 0,
+            total_bytes: 0,
+        }
+    }
+}
+
+/// How far something is with a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateState {
+    /// being pulled, imported or unpacked
+    Preparing,
+    /// sandboxes can be made from it
+    Ready,
+    /// it could not be prepared, and is tried again from time to time
+    Failed,
 }
 
 /// Which living sandboxes to list.

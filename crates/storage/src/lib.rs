@@ -10,7 +10,7 @@ pub mod sessions;
 mod small_disk;
 pub mod workspaces;
 
-pub use directory::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
+pub use directory::{Claim, Directory, NodeEntry, NodeTemplate, SandboxEntry, SandboxFilter, TemplateState};
 pub use directory::{memory::MemoryDirectory, redis::RedisDirectory};
 pub use error::StorageError;
 pub use limits::{Place, RedisLimits};

@@ -59,6 +59,7 @@ impl Lease {
             expire_time: Some(self.expires_at.into()),
             network: Some(network_message(&self.network)),
             usage: None,
+            runtime: String::new(),
         }
     }
 

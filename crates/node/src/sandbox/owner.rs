@@ -13,8 +13,9 @@ use cloud_sandbox_model::{
     Limits, SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, chain, reason},
     network::NetworkPolicy,
+    template,
 };
-use cloud_sandbox_runtime::{HOST_TEMPLATE, SandboxSpec};
+use cloud_sandbox_runtime::{Prepared, SandboxSpec};
 use cloud_sandbox_storage::StorageError;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -67,7 +68,7 @@ pub(crate) fn spawn(
     let sandbox = Arc::new(Sandbox {
         id,
         egress: network.egress(),
-        template: HOST_TEMPLATE.to_owned(),
+        template: template::HOST.to_owned(),
         agent: Agent::new(Arc::clone(&node.runtime), id),
         executions: Executions::new(id, node.journal.clone()),
         contexts: Contexts::default(),
@@ -140,12 +141,12 @@ impl Owner {
     }
 
     async fn create(&mut self, purpose: Purpose) -> Result<()> {
-        let spec = SandboxSpec { template: self.sandbox.template.clone(), limits: self.limits };
+        let spec = SandboxSpec { template: Prepared::host(), limits: self.limits };
         self.node.runtime.create(self.sandbox.id, &spec).await.map_err(runtime_error)?;
         let deadline = self.node.options.agent_deadline;
         tokio::select! {
             answered = self.sandbox.agent.wait_ready(deadline) => answered?,
-            () = self.node.runtime.ended(self.sandbox.id) => {
+            _ = self.node.runtime.ended(self.sandbox.id) => {
                 return Err(Error::internal("start a sandbox", "its agent ended before it answered"));
             }
         }
@@ -155,7 +156,7 @@ impl Owner {
             tokio::select! {
                 () = warmed => {}
                 // the owner comes to it
-                () = self.node.runtime.ended(self.sandbox.id) => {}
+                _ = self.node.runtime.ended(self.sandbox.id) => {}
                 () = self.node.stop.cancelled() => {}
             }
         }
@@ -174,7 +175,7 @@ impl Owner {
             let command = tokio::select! {
                 biased;
                 () = stop.cancelled() => return EndCause::Shutdown,
-                () = &mut ended => return self.lost_agent().await,
+                _ = &mut ended => return self.lost_agent().await,
                 () = sleep_until(lease_end) => return EndCause::LeaseEnded,
                 () = sleep_until(again) => {
                     again = Instant::now() + PUT_AGAIN;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::STORE;
 use crate::{
-    directory::{NodeEntry, SandboxEntry},
+    directory::{NodeEntry, NodeTemplate, SandboxEntry},
     error::StorageError,
 };
 
@@ -117,7 +117,7 @@ fn cpu_weight() -> u32 {
 pub(super) struct NodeRecord {
     id: String,
     address: String,
-    templates: Vec<String>,
+    templates: Vec<NodeTemplate>,
     ready: u32,
     acquired: u32,
     paused: u32,
