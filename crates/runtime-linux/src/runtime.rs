@@ -10,14 +10,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
+use cloud_sandbox_jailer::{IdMap, Root, Spec};
 use cloud_sandbox_model::{
     Limits, RuntimeName, SandboxId, Template,
     template::{Progress, Source},
 };
 use cloud_sandbox_runtime::{
     BoxedPackets, BoxedStream, End, INTERFACE, Interface, Port, Prepared, Root as PreparedRoot, Runtime, RuntimeError,
-    SandboxSpec, Usage, walls,
+    SandboxSpec, Usage, inodes, scratch_folders, walls,
 };
 use tokio::sync::oneshot;
 
@@ -28,7 +28,8 @@ use crate::{
     ids::{IdRanges, USER},
     landlock,
     launch::Launcher,
-    network, rlimits,
+    network::Networks,
+    programs, rlimits,
     sandbox::{Process, Sandbox, Socket},
     seccomp::Filters,
     template,
@@ -56,7 +57,9 @@ pub struct LinuxRuntime {
 
 struct Inner {
     state_dir: PathBuf,
-    launcher: Launcher,
+    launcher: Arc<Launcher>,
+    networks: Networks,
+    agent: OwnedFd,
     filters: Filters,
     host: Root,
     ids: IdRanges,
@@ -81,9 +84,12 @@ impl LinuxRuntime {
         let missing = cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
         let landlock = landlock::version();
         let losses = Loss::of(&missing, why.as_deref(), ids.are_unique(), landlock);
+        let launcher = Arc::new(Launcher::new(options.jailer).map_err(host("prepare the jailer"))?);
         let inner = Inner {
             state_dir: options.state_dir.clone(),
-            launcher: Launcher::new(options.jailer, options.agent).map_err(host("prepare the jailer"))?,
+            networks: Networks::of(Arc::clone(&launcher)),
+            launcher,
+            agent: programs::sealed(c"cloud-sandbox-agent", options.agent).map_err(host("prepare the agent"))?,
             filters: Filters::compile().map_err(host("compile the seccomp programs"))?,
             host: template::host(),
             ids,
@@ -151,7 +157,7 @@ impl Inner {
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
         let spec = self.jail(id, ids, &limits);
-        match self.launcher.launch(spec, listener, &self.filters.programs).await {
+        match self.launcher.launch(spec, listener, &self.agent, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
                 if let Err(error) = blocking(self, move |inner| inner.remove_group(id)).await {
@@ -165,7 +171,7 @@ impl Inner {
     fn jail(&self, id: SandboxId, ids: IdMap, limits: &Limits) -> Spec {
         let mut root = self.host.clone();
         root.scratch_bytes = limits.disk_bytes;
-        root.scratch_inodes = template::inodes(limits.disk_bytes);
+        root.scratch_inodes = inodes(limits.disk_bytes);
         identity::renew(&mut root);
         Spec {
             hostname: "sandbox".into(),
@@ -287,7 +293,7 @@ impl Runtime for LinuxRuntime {
     }
 
     fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
-        template::writable_folders()
+        scratch_folders()
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
@@ -339,17 +345,12 @@ impl Runtime for LinuxRuntime {
 
     async fn listen(&self, id: SandboxId, port: u16) -> Result<Port, RuntimeError> {
         let process = self.inner.sandbox(id)?.process.clone();
-        let (number, listener) = self.inner.launcher.make(&Order::Listen { port }, &process).await?;
-        let listener = network::listener(listener, process);
-        let listener = listener.map_err(|error| RuntimeError::host(format!("listen in sandbox {id}"), error))?;
-        Ok(Port { number, listener })
+        self.inner.networks.listen(&process, port).await
     }
 
     async fn attach_interface(&self, id: SandboxId, interface: Interface) -> Result<BoxedPackets, RuntimeError> {
-        network::available()?;
         let process = self.inner.sandbox(id)?.process.clone();
-        let (_, packets) = self.inner.launcher.make(&network::order(interface), &process).await?;
-        network::packets(packets).map_err(|error| RuntimeError::host(format!("attach sandbox {id}"), error))
+        self.inner.networks.attach(&process, interface).await
     }
 
     fn walls(&self, _template: &Prepared) -> Vec<&'static str> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cloud_sandbox_jailer::{Bind, Root};
-use cloud_sandbox_runtime::INTERFACE;
+use cloud_sandbox_runtime::{INTERFACE, SCRATCH};
 
 use crate::ids::USER;
 
@@ -31,7 +31,7 @@ const SETTINGS: [&str; 11] = [
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 
 /// The list of the container engines and more: what tells about the host, or writes to it.
-const MASKED: [&str; 20] = [
+pub const MASKED: [&str; 20] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/cmdline",
@@ -53,17 +53,14 @@ const MASKED: [&str; 20] = [
     "/proc/timer_list",
     "/proc/timer_stats",
 ];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Bytes of disk for each file that may exist: a quarter of what small source trees average.
-const BYTES_PER_INODE: u64 = 4096;
-const INODES_MIN: u64 = 1024;
+/// What can be read there and not written.
+pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What the host template shows, examined once. The scratch size is each sandbox's own.
 pub fn host() -> Root {
     let mut root = Root {
         devices: DEVICES.iter().map(ToString::to_string).collect(),
-        scratch: scratch(),
+        scratch: SCRATCH.iter().map(|(path, mode)| (PathBuf::from(path), *mode)).collect(),
         masked: paths(&MASKED),
         read_only: paths(&READ_ONLY),
         files: files(),
@@ -94,31 +91,6 @@ fn versioned_settings() -> impl Iterator<Item = PathBuf> {
         name.starts_with("python3") || name.starts_with("java-")
     };
     entries.map(|entry| entry.path()).filter(named)
-}
-
-/// The most files that fit into `bytes` of disk.
-pub fn inodes(bytes: u64) -> u64 {
-    (bytes / BYTES_PER_INODE).max(INODES_MIN)
-}
-
-/// The names of the writable folders, in the order of their bytes.
-pub fn writable_folders() -> Vec<PathBuf> {
-    let mut folders: Vec<_> = scratch().into_iter().map(|(path, _)| path).collect();
-    folders.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
-    folders
-}
-
-/// Writable folders.
-fn scratch() -> Vec<(PathBuf, u32)> {
-    let folders = [
-        ("/workspace", 0o755),
-        ("/home/user", 0o755),
-        ("/tmp", 0o1777),
-        ("/var/tmp", 0o1777),
-        ("/run", 0o755),
-        ("/dev/shm", 0o1777),
-    ];
-    folders.into_iter().map(|(path, mode)| (path.into(), mode)).collect()
 }
 
 fn files() -> Vec<(PathBuf, String)> {
