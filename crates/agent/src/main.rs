@@ -12,7 +12,7 @@ use std::{
     fs::OpenOptions,
     io,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{FromRawFd, OwnedFd, RawFd},
         unix::net::UnixListener,
     },
     path::PathBuf,
@@ -22,12 +22,13 @@ use std::{
 
 use cloud_sandbox_agent::{Agent, Children, Stdio, dial, read_processes_by, serve_agent, serve_stdio};
 use nix::{
-    fcntl::{FcntlArg, FdFlag, fcntl},
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{
         prctl,
         signal::{SigSet, SigmaskHow, sigprocmask},
         stat::{Mode, umask},
     },
+    unistd::{dup2_stderr, dup2_stdin, dup2_stdout, pipe2},
 };
 
 use crate::arguments::{Arguments, WayIn};
@@ -59,7 +60,6 @@ fn start() -> Result<(), String> {
     }
     umask(Mode::from_bits_truncate(0o022));
     close_on_exec().map_err(|error| format!("failed to guard the open descriptors: {error}"))?;
-    let door = open(&way_in).map_err(|error| format!("failed to open {way_in}: {error}"))?;
     reset_signals().map_err(|error| format!("failed to reset signals: {error}"))?;
     return_freed_memory();
     prctl::set_name(NAME).map_err(|error| format!("failed to take a name: {error}"))?;
@@ -75,7 +75,9 @@ fn start() -> Result<(), String> {
         .thread_keep_alive(Duration::from_secs(1))
         .build()
         .map_err(|error| format!("failed to start the runtime: {error}"))?;
-    silence();
+    let door =
+        runtime.block_on(async { open(&way_in) }).map_err(|error| format!("failed to open {way_in}: {error}"))?;
+    silence().map_err(|error| format!("failed to let go of the standard streams: {error}"))?;
     runtime
         .block_on(async {
             let agent = Agent::new(children)?;
@@ -149,14 +151,17 @@ fn return_freed_memory() {
     }
 }
 
-/// Lets go of the starter's terminal or log, as far as there is a `/dev/null` to put in its place.
-fn silence() {
-    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
-        for fd in 0..=2 {
-            // SAFETY: both are open, and the standard descriptors belong to nobody in particular.
-            unsafe { libc::dup2(null.as_fd().as_raw_fd(), fd) };
-        }
-    }
+/// Lets go of the starter's terminal or log: what reads is at the end, and what prints loses it.
+fn silence() -> io::Result<()> {
+    let (input, output) = match OpenOptions::new().read(true).write(true).open("/dev/null") {
+        Ok(null) => (null.try_clone()?.into(), null.into()),
+        // An image may come without devices: pipes of which the other ends are closed.
+        Err(_) => (pipe2(OFlag::O_CLOEXEC)?.0, pipe2(OFlag::O_CLOEXEC)?.1),
+    };
+    dup2_stdin(input)?;
+    dup2_stdout(&output)?;
+    dup2_stderr(output)?;
+    Ok(())
 }
 
 fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {

@@ -1,7 +1,8 @@
-//! The built-in template `host`: the host's own `/usr`, read-only, with the little around it that programs expect.
+//! What sandboxes see as their root: the host's own `/usr`, read-only, with the little around it that programs expect, or
+//! a root file system in a folder.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -56,16 +57,43 @@ pub const MASKED: [&str; 20] = [
 /// What can be read there and not written.
 pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// What the host template shows, examined once. The scratch size is each sandbox's own.
-pub fn host() -> Root {
-    let mut root = Root {
+/// Top-level folders of a root file system that sandboxes have of their own.
+const OWN: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "workspace"];
+
+/// What every root has. The scratch size is each sandbox's own.
+fn bare() -> Root {
+    Root {
         devices: DEVICES.iter().map(ToString::to_string).collect(),
         scratch: SCRATCH.iter().map(|(path, mode)| (PathBuf::from(path), *mode)).collect(),
         masked: paths(&MASKED),
         read_only: paths(&READ_ONLY),
-        files: files(),
         ..Root::default()
-    };
+    }
+}
+
+/// What a root file system in a folder shows. All places that something is put at are there: a folder for each of the
+/// writable ones, and the files that are a sandbox's own.
+pub fn folder(base: &Path) -> io::Result<Root> {
+    let mut root = Root { base: Some(base.into()), replaced: own_files(), ..bare() };
+    for entry in fs::read_dir(base)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if OWN.iter().any(|own| name == *own) {
+            continue;
+        }
+        let (kind, target) = (entry.file_type()?, Path::new("/").join(&name));
+        if kind.is_symlink() {
+            root.links.push((target, fs::read_link(entry.path())?));
+        } else if kind.is_dir() || kind.is_file() {
+            root.binds.push(Bind { source: name.into(), target, directory: kind.is_dir() });
+        }
+    }
+    Ok(root)
+}
+
+/// What the host template shows, examined once.
+pub fn host() -> Root {
+    let mut root = Root { files: files(), ..bare() };
     root.binds.push(bind("/usr"));
     for path in SYSTEM.iter().map(Path::new) {
         if let Ok(target) = fs::read_link(path) {
@@ -93,6 +121,17 @@ fn versioned_settings() -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path()).filter(named)
 }
 
+/// Files that tell a sandbox about itself.
+fn own_files() -> Vec<(PathBuf, String)> {
+    let files = [
+        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
+        ("/etc/hostname", "sandbox\n".to_owned()),
+        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
+        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
+    ];
+    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
+}
+
 fn files() -> Vec<(PathBuf, String)> {
     let files = [
         (
@@ -103,13 +142,9 @@ fn files() -> Vec<(PathBuf, String)> {
             ),
         ),
         ("/etc/group", format!("root:x:0:\ntty:x:5:\nuser:x:{USER}:\nnogroup:x:65534:\n")),
-        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
-        ("/etc/hostname", "sandbox\n".to_owned()),
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
-        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
     ];
-    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
+    files.into_iter().map(|(path, content)| (path.into(), content)).chain(own_files()).collect()
 }
 
 fn bind(path: impl AsRef<Path>) -> Bind {

@@ -30,11 +30,14 @@ pub async fn dial(path: &Path, agent: Agent) -> io::Result<()> {
     }
 }
 
-/// Waits where the node has more connections to take up than it can hold.
+/// Tries again while the node has more connections to take up than it can hold, and when it goes away just then: the next
+/// try finds out whether somebody else listens.
 async fn connect(path: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(PAUSE).await,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset) => {
+                sleep(PAUSE).await;
+            }
             connected => return connected,
         }
     }

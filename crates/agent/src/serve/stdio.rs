@@ -3,23 +3,19 @@
 //! This is the way in where the agent and its node have no kernel in common, and so no socket. The node opens the
 //! streams; its end of the session is in the crate `runtime`.
 //!
-//! Invariant: nothing but the session is ever written to standard output. The descriptors that carried it at the start are
-//! `/dev/null` or a closed pipe by the time anything else runs, and the copies do not survive an exec.
+//! Invariant: nothing but the session is ever written to standard output. The standard descriptors lead nowhere by the time
+//! anything else runs, and the copies of them do not survive an exec.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     future::poll_fn,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use futures::io::{AsyncRead, AsyncWrite};
-use nix::{
-    fcntl::OFlag,
-    unistd::{dup2_stderr, dup2_stdin, dup2_stdout, pipe2},
-};
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
@@ -36,40 +32,30 @@ const GROWTH: usize = 8 * 1024 * 1024;
 /// What goes into one frame. Larger than usual, as in [`super`]: there is no slow line that others wait for.
 const FRAME: usize = 64 * 1024;
 
-/// What standard input and output were when the agent started.
+/// What standard input and output lead to.
 pub struct Stdio {
-    input: OwnedFd,
-    output: OwnedFd,
+    input: AsyncFd<File>,
+    output: AsyncFd<File>,
 }
 
 impl Stdio {
-    /// Takes both away from whoever reads or prints. Standard error, where a failure to start is told, stays until
-    /// [`serve_stdio`].
+    /// Takes copies of both; the caller has others put in their place. To be called within a runtime of tokio.
     pub fn take() -> io::Result<Self> {
-        let copy = |fd: &dyn AsFd| -> io::Result<OwnedFd> { fd.as_fd().try_clone_to_owned() };
-        let taken = Self { input: copy(&io::stdin())?, output: copy(&io::stdout())? };
-        let (input, output) = nothing()?;
-        dup2_stdin(input)?;
-        dup2_stdout(output)?;
-        Ok(taken)
+        let input = nonblocking(io::stdin().as_fd().try_clone_to_owned()?)?;
+        let output = nonblocking(io::stdout().as_fd().try_clone_to_owned()?)?;
+        // SAFETY: a file keeps its one open descriptor until it is dropped.
+        unsafe {
+            Ok(Self {
+                input: AsyncFd::register_with_interest(input, Interest::READABLE)?,
+                output: AsyncFd::register_with_interest(output, Interest::WRITABLE)?,
+            })
+        }
     }
-}
-
-/// Something to read from that is at its end, and something to write to that takes nothing in.
-fn nothing() -> io::Result<(OwnedFd, OwnedFd)> {
-    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
-        return Ok((null.try_clone()?.into(), null.into()));
-    }
-    // An image may come without devices.
-    let (ended, _) = pipe2(OFlag::O_CLOEXEC)?;
-    let (_, closed) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((ended, closed))
 }
 
 /// Serves `agent` on the streams of the session, until standard input ends.
 pub async fn serve_stdio(stdio: Stdio, agent: Agent) -> io::Result<()> {
-    dup2_stderr(nothing()?.1)?;
-    let mut session = yamux::Connection::new(Pipes::new(stdio)?, config(), yamux::Mode::Server);
+    let mut session = yamux::Connection::new(stdio, config(), yamux::Mode::Server);
     while let Some(stream) = poll_fn(|context| session.poll_next_inbound(context)).await {
         // A stream that fails takes its runs along, as the node expects; nobody else is affected.
         tokio::spawn(serve_connection(Box::new(stream.map_err(io::Error::other)?.compat()), agent.clone()));
@@ -85,27 +71,7 @@ fn config() -> yamux::Config {
     config
 }
 
-/// Both directions as one.
-struct Pipes {
-    input: AsyncFd<File>,
-    output: AsyncFd<File>,
-}
-
-impl Pipes {
-    fn new(stdio: Stdio) -> io::Result<Self> {
-        let Stdio { input, output } = stdio;
-        let (input, output) = (nonblocking(input)?, nonblocking(output)?);
-        // SAFETY: a file keeps its one open descriptor until it is dropped.
-        unsafe {
-            Ok(Self {
-                input: AsyncFd::register_with_interest(input, Interest::READABLE)?,
-                output: AsyncFd::register_with_interest(output, Interest::WRITABLE)?,
-            })
-        }
-    }
-}
-
-impl AsyncRead for Pipes {
+impl AsyncRead for Stdio {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.input.poll_read_ready(context))?;
@@ -118,7 +84,7 @@ impl AsyncRead for Pipes {
     }
 }
 
-impl AsyncWrite for Pipes {
+impl AsyncWrite for Stdio {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.output.poll_write_ready(context))?;

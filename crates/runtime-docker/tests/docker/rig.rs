@@ -23,7 +23,8 @@ pub const SOON: Duration = Duration::from_secs(60);
 
 /// The daemon's address.
 pub fn host() -> String {
-    env::var("CLOUD_SANDBOX_TEST_DOCKER").expect("CLOUD_SANDBOX_TEST_DOCKER is the address of a Docker Engine for tests")
+    env::var("CLOUD_SANDBOX_TEST_DOCKER")
+        .expect("CLOUD_SANDBOX_TEST_DOCKER is the address of a Docker Engine for tests")
 }
 
 /// An image with a shell and Python.
