@@ -10,7 +10,7 @@ use bollard::models::{
     MountType, ResourcesUlimits,
 };
 use cloud_sandbox_model::{Limits, SandboxId};
-use cloud_sandbox_runtime::{Prepared, SCRATCH, SandboxSpec, inodes};
+use cloud_sandbox_runtime::{INTERFACE, Prepared, SCRATCH, SandboxSpec, inodes};
 use cloud_sandbox_runtime_linux::{MASKED, READ_ONLY, RLIMITS};
 
 use crate::engine::Kernel;
@@ -157,6 +157,9 @@ fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
         ulimits: Some(ulimits(limits)),
         auto_remove: Some(true),
         network_mode: Some("none".into()),
+        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
+        dns: Some(vec![INTERFACE.gateway.to_string()]),
+        extra_hosts: Some(vec!["sandbox:127.0.0.1".into()]),
         ipc_mode: Some("private".into()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         cap_drop: Some(vec!["ALL".into()]),

@@ -157,6 +157,7 @@ pub fn has_status(error: &Error, status: u16) -> bool {
 fn unavailable(address: &str, error: &Error) -> RuntimeError {
     let kind = match error {
         Error::SocketNotFoundError(_) => Some(io::ErrorKind::NotFound),
+        Error::IOError { err } => Some(err.kind()),
         error => io_kind(error),
     };
     let socket = socket_of(address);

@@ -4,6 +4,7 @@ use std::{io, sync::Arc, sync::PoisonError, sync::atomic::Ordering, time::Durati
 
 use bollard::{
     Docker,
+    models::{ContainerSummary, ContainerSummaryStateEnum},
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StatsOptionsBuilder,
     },
@@ -198,11 +199,22 @@ impl Inner {
     pub(crate) async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
         let Some(sandbox) = self.find(id) else { return Ok(()) };
         sandbox.expect_end();
-        self.remove(&self.engine.client()?, &sandbox.container).await?;
+        let client = self.engine.client()?;
+        if sandbox.is_frozen() {
+            self.wake(&client, &sandbox.container).await;
+        }
+        self.remove(&client, &sandbox.container).await?;
         sandbox.end(None);
         // last, so that a destroy that failed is tried again as a whole
         self.forget(id);
         Ok(())
+    }
+
+    /// Lets a container go on that is to be removed: not every OCI runtime kills one that is paused.
+    async fn wake(&self, client: &Docker, container: &str) {
+        if let Err(error) = client.unpause_container(container).await {
+            tracing::debug!(container, %error, "a paused container that is to be removed does not go on");
+        }
     }
 
     /// Removes a container in whatever state it is; when it returns, the container is gone.
@@ -229,14 +241,20 @@ impl Inner {
         let listed = client.list_containers(Some(options)).await;
         let listed = listed.map_err(|error| self.engine.error("list the containers", error))?;
         // looked up after they were listed: what was listed and is this server's own was known by then
-        let stranger = |container: bollard::models::ContainerSummary| {
+        let stranger = |container: ContainerSummary| {
             let id: SandboxId = container.labels?.get(SANDBOX)?.parse().ok()?;
-            (!self.knows(id)).then_some((id, container.id?))
+            let paused = container.state == Some(ContainerSummaryStateEnum::PAUSED);
+            (!self.knows(id)).then_some((id, container.id?, paused))
         };
         let strangers: Vec<_> = listed.into_iter().filter_map(stranger).collect();
-        let removal = |(id, container): (SandboxId, String)| {
+        let removal = |(id, container, paused): (SandboxId, String, bool)| {
             let client = client.clone();
-            async move { self.remove(&client, &container).await.map(|()| id) }
+            async move {
+                if paused {
+                    self.wake(&client, &container).await;
+                }
+                self.remove(&client, &container).await.map(|()| id)
+            }
         };
         let removals: Vec<_> = strangers.into_iter().map(removal).collect();
         stream::iter(removals).buffer_unordered(REMOVALS).try_collect().await

@@ -324,20 +324,19 @@ impl Runtime for DockerRuntime {
 }
 
 impl Inner {
-    /// What has been tried from inside and holds. The kernel of a sandbox's own is a wall by itself: what it does with the
-    /// host's seccomp filters and ids cannot be seen from inside.
+    /// What has been tried from inside and holds. A kernel of the sandbox's own is a wall by itself, behind which are devices of
+    /// its own; not all of them say what rights a process has, and none needs the host's filters.
     fn walls(&self, template: &Prepared) -> Vec<&'static str> {
         let kernel =
             self.engine.last_known().map(|facts| facts.kernel(template.runtime.oci_runtime().unwrap_or("runc")));
-        let mut held =
-            vec![walls::NO_PRIVILEGES, walls::PROCESSES, walls::NETWORK, walls::PROC, walls::DEVICES, walls::IDENTITY];
+        let mut held = vec![walls::PROCESSES, walls::NETWORK, walls::PROC, walls::IDENTITY];
         let root = ["root", "0"].contains(&template.user.split(':').next().unwrap_or_default());
         // the daemon's /dev belongs to root
         if !template.writable_root && !root {
             held.push(walls::FILES);
         }
         if kernel == Some(Kernel::Hosts) {
-            held.push(walls::SECCOMP);
+            held.extend([walls::NO_PRIVILEGES, walls::SECCOMP, walls::DEVICES]);
             if self.engine.last_known().is_some_and(|facts| facts.user_namespaces) {
                 held.push(walls::USER_NAMESPACE);
             }
