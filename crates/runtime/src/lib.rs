@@ -229,7 +229,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Makes a sandbox in which the agent is starting. On an error nothing of it is left.
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError>;
 
-    /// A new connection to the sandbox's agent. The agent answers as soon as it runs.
+    /// A new connection to the sandbox's agent, to be written to at once: where agents dial their node, the next one comes
+    /// after the first byte on the last. The agent answers as soon as it runs.
     async fn connect(&self, id: SandboxId) -> Result<BoxedStream, RuntimeError>;
 
     /// Changes the limits of a living sandbox. The disk limit may only be changed before first use.
