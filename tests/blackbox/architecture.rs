@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("embedded", &[]),
     ("exec", &["auth", "model", "node-client", "proto", "rpc", "storage"]),
     ("gateway-rest", &["auth", "model", "proto", "rpc"]),
+    ("images", &["model"]),
     ("jailer", &[]),
     ("journal", &["model"]),
     ("model", &[]),

@@ -139,18 +139,24 @@ impl Inner {
 
     async fn create(self: &Arc<Self>, id: SandboxId, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
         let ids = self.ids.take().ok_or_else(|| RuntimeError::Exhausted("all ranges of ids are taken".into()))?;
-        let made = self.create_with(id, ids, spec.limits).await;
+        let made = self.create_with(id, ids, spec).await;
         if made.is_err() {
             self.ids.give_back(ids);
         }
         made
     }
 
-    async fn create_with(self: &Arc<Self>, id: SandboxId, ids: IdMap, limits: Limits) -> Result<Sandbox, RuntimeError> {
+    async fn create_with(
+        self: &Arc<Self>,
+        id: SandboxId,
+        ids: IdMap,
+        spec: &SandboxSpec,
+    ) -> Result<Sandbox, RuntimeError> {
+        let (root, limits) = (self.root(&spec.template)?, spec.limits);
         let (socket, listener) =
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
-        let spec = self.jail(id, ids, &limits);
+        let spec = self.jail(id, ids, root, &limits);
         match self.launcher.launch(spec, listener, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
@@ -162,8 +168,20 @@ impl Inner {
         }
     }
 
-    fn jail(&self, id: SandboxId, ids: IdMap, limits: &Limits) -> Spec {
-        let mut root = self.host.clone();
+    /// What sandboxes of a template show as their root.
+    fn root(&self, template: &Prepared) -> Result<Root, RuntimeError> {
+        let why = match &template.root {
+            PreparedRoot::Host => return Ok(self.host.clone()),
+            PreparedRoot::Folder(base) => match template::folder(base) {
+                Ok(root) => return Ok(root),
+                Err(error) => format!("its root file system {} cannot be read: {error}", base.display()),
+            },
+            PreparedRoot::Image(_) => "an image of a Docker Engine is none of the runtime linux".to_owned(),
+        };
+        Err(RuntimeError::Template { template: template.template.clone(), why })
+    }
+
+    fn jail(&self, id: SandboxId, ids: IdMap, mut root: Root, limits: &Limits) -> Spec {
         root.scratch_bytes = limits.disk_bytes;
         root.scratch_inodes = template::inodes(limits.disk_bytes);
         identity::renew(&mut root);
@@ -291,9 +309,6 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
-        if spec.template.root != PreparedRoot::Host {
-            return Err(RuntimeError::Unsupported("make a sandbox of this root".into()));
-        }
         let (send, made) = oneshot::channel();
         let (inner, spec) = (Arc::clone(&self.inner), spec.clone());
         // on its own, so that a caller that goes away does not leave half a sandbox

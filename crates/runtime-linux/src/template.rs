@@ -1,7 +1,8 @@
-//! The built-in template `host`: the host's own `/usr`, read-only, with the little around it that programs expect.
+//! What sandboxes see as their root: the host's own `/usr`, read-only, with the little around it that programs expect, or
+//! a root file system in a folder.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -55,20 +56,47 @@ const MASKED: [&str; 20] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Top-level folders of a root file system that sandboxes have of their own.
+const OWN: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "workspace"];
+
 /// Bytes of disk for each file that may exist: a quarter of what small source trees average.
 const BYTES_PER_INODE: u64 = 4096;
 const INODES_MIN: u64 = 1024;
 
-/// What the host template shows, examined once. The scratch size is each sandbox's own.
-pub fn host() -> Root {
-    let mut root = Root {
+/// What every root has. The scratch size is each sandbox's own.
+fn bare() -> Root {
+    Root {
         devices: DEVICES.iter().map(ToString::to_string).collect(),
         scratch: scratch(),
         masked: paths(&MASKED),
         read_only: paths(&READ_ONLY),
-        files: files(),
         ..Root::default()
-    };
+    }
+}
+
+/// What a root file system in a folder shows. All places that something is put at are there: a folder for each of the
+/// writable ones, and the files that are a sandbox's own.
+pub fn folder(base: &Path) -> io::Result<Root> {
+    let mut root = Root { base: Some(base.into()), replaced: own_files(), ..bare() };
+    for entry in fs::read_dir(base)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if OWN.iter().any(|own| name == *own) {
+            continue;
+        }
+        let (kind, target) = (entry.file_type()?, Path::new("/").join(&name));
+        if kind.is_symlink() {
+            root.links.push((target, fs::read_link(entry.path())?));
+        } else if kind.is_dir() || kind.is_file() {
+            root.binds.push(Bind { source: name.into(), target, directory: kind.is_dir() });
+        }
+    }
+    Ok(root)
+}
+
+/// What the host template shows, examined once.
+pub fn host() -> Root {
+    let mut root = Root { files: files(), ..bare() };
     root.binds.push(bind("/usr"));
     for path in SYSTEM.iter().map(Path::new) {
         if let Ok(target) = fs::read_link(path) {
@@ -121,6 +149,17 @@ fn scratch() -> Vec<(PathBuf, u32)> {
     folders.into_iter().map(|(path, mode)| (path.into(), mode)).collect()
 }
 
+/// Files that tell a sandbox about itself.
+fn own_files() -> Vec<(PathBuf, String)> {
+    let files = [
+        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
+        ("/etc/hostname", "sandbox\n".to_owned()),
+        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
+        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
+    ];
+    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
+}
+
 fn files() -> Vec<(PathBuf, String)> {
     let files = [
         (
@@ -131,13 +170,9 @@ fn files() -> Vec<(PathBuf, String)> {
             ),
         ),
         ("/etc/group", format!("root:x:0:\ntty:x:5:\nuser:x:{USER}:\nnogroup:x:65534:\n")),
-        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
-        ("/etc/hostname", "sandbox\n".to_owned()),
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
-        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
     ];
-    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
+    files.into_iter().map(|(path, content)| (path.into(), content)).chain(own_files()).collect()
 }
 
 fn bind(path: impl AsRef<Path>) -> Bind {

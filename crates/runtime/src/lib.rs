@@ -3,6 +3,7 @@
 
 pub mod conformance;
 pub mod fake;
+pub mod multiplex;
 pub mod walls;
 
 use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, path::PathBuf, time::Duration};

@@ -302,7 +302,7 @@ async fn archives_that_nobody_reads_are_bounded_and_end_with_their_calls() {
     // Other work goes on.
     agent.chmod(&agent.path("d"), 0o755, true).await.unwrap();
     drop(streams);
-    let threads = || fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap().count();
+    let threads = || agent.proc_names(&format!("{}/task", agent.pid())).len();
     eventually("the threads end", || threads() == 1).await;
     agent.download_archive("d/small").await.unwrap();
 }

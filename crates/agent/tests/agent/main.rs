@@ -24,3 +24,4 @@ mod tree_speed;
 mod trees;
 mod users;
 mod walls;
+mod ways_in;

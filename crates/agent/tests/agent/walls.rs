@@ -4,10 +4,13 @@ use std::fs;
 
 use cloud_sandbox_proto::agent::v1::ProveWallsRequest;
 
-use crate::rig::Agent;
+use crate::rig::{Agent, left_out};
 
 #[tokio::test]
 async fn missing_walls_are_found() {
+    if left_out() {
+        return;
+    }
     let agent = Agent::start().await;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
     let request = ProveWallsRequest { path: agent.path(""), boot_id, machine_id: String::new() };
