@@ -158,10 +158,10 @@ pub(crate) fn execute(
     let seconds = (mode != Mode::Background && !detached).then_some(execution_seconds);
     let bounds = Bounds { mode, seconds };
     let Plan { what, mut head } =
-        Plan::new(request, (sandbox.id, id), &lease.environment(), &sandbox.template, bounds)?;
+        Plan::new(request, (sandbox.id, id), &sandbox.origin, &lease.environment(), bounds)?;
     head.fingerprint = fingerprint;
     let beginning = Beginning { id, head, stdin: what.stdin(), output_bytes };
-    let execution = match sandbox.executions.begin(beginning, || lease.owned(&sandbox.template))? {
+    let execution = match sandbox.executions.begin(beginning, || lease.owned(&sandbox))? {
         Turn::Later(earlier) => return Ok(Caller::attached(earlier)),
         Turn::First(execution) => execution,
     };

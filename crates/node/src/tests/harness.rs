@@ -16,7 +16,7 @@ use cloud_sandbox_proto::{
     v1::{self, exec_service_client::ExecServiceClient},
 };
 use cloud_sandbox_rpc::{Upstream, from_status, in_process};
-use cloud_sandbox_runtime::FakeRuntime;
+use cloud_sandbox_runtime::{FakeRuntime, Runtime};
 use cloud_sandbox_storage::{
     Claim, Directory, FileWorkspaces, MemoryDirectory, NodeEntry, SandboxEntry, SandboxFilter, StorageError,
     WorkspaceStore,
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tonic::Status;
 
 use super::agent::Script;
-use crate::{Node, Options};
+use crate::{Node, Options, Runtimes};
 
 /// A directory that can be made to fail.
 #[derive(Default)]
@@ -131,6 +131,11 @@ pub(super) fn runtime(script: &Arc<Script>) -> Arc<FakeRuntime> {
     Arc::new(FakeRuntime::new(move |_, stream| script.serve(stream)))
 }
 
+/// What a node has that may use these.
+pub(super) fn runtimes(these: &[&Arc<FakeRuntime>]) -> Runtimes {
+    these.iter().map(|runtime| Arc::clone(runtime) as Arc<dyn Runtime>).collect()
+}
+
 /// A store of checkpoints beside a journal.
 pub(super) async fn workspaces(journal: &Path) -> Arc<dyn WorkspaceStore> {
     Arc::new(FileWorkspaces::open(&journal.with_extension("workspaces")).await.unwrap())
@@ -181,7 +186,7 @@ impl World {
         workspaces: Arc<dyn WorkspaceStore>,
         folder: Option<TempDir>,
     ) -> Self {
-        let node = Node::start(options, Arc::clone(&runtime) as _, Arc::clone(&directory) as _, workspaces).await;
+        let node = Node::start(options, runtimes(&[&runtime]), Arc::clone(&directory) as _, workspaces).await;
         Self { node: node.unwrap(), runtime, directory, script, folder }
     }
 
