@@ -108,6 +108,11 @@ lint-sdk: $(VENV)/.sdk
 .PHONY: bench
 bench: setup build ## measure speed and write docs/benchmarks.md
 	@RCLONE="$$(command -v rclone || echo $(VENV)/bin/rclone)" python3 tests/bench/bench.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+	@$(MAKE) --no-print-directory bench-docker
+
+.PHONY: bench-docker
+bench-docker: setup build ## measure containers beside the daemon's own tools and write that section of docs/benchmarks.md
+	@tests/setup/docker.py python3 tests/bench/docker.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
 .PHONY: bench-sdk
 bench-sdk: build $(VENV)/.sdk ## measure the Python SDK and write its section of docs/benchmarks.md
