@@ -49,13 +49,16 @@ run-all: tools build ## run each role as a process of its own, in the background
 stop: ## stop what run-all started
 	@deploy/local/stop.sh
 
+# Most tests wait for processes, timeouts and connections more than they work.
+TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
+
 .PHONY: test
 test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
 	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
 	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
-	tests/setup/docker.py cargo nextest run --locked --workspace
+	tests/setup/docker.py cargo nextest run --locked --workspace --test-threads $(TEST_THREADS)
 	$(MAKE) --no-print-directory test-sdk
 
 # With the server that `make test` has built.

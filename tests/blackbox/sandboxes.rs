@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Server, cgroups_of, eventually, reason};
+use crate::harness::{Server, eventually, left_of, reason};
 
 #[tokio::test]
 async fn acquired_sandbox_is_described() {
@@ -110,7 +110,7 @@ async fn lease_ends_and_takes_the_sandbox_and_its_work_along() {
     let (status, answer) = tokio::time::timeout(Duration::from_secs(10), running).await.unwrap();
     assert_eq!((status, reason(&answer)), (404, "LEASE_ENDED"), "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("lease"), "{answer}");
-    eventually("nothing is left", || async { cgroups_of(&id).is_empty() }).await;
+    eventually("nothing is left", || async { left_of(&id).is_empty() }).await;
     assert_eq!(api.get(&format!("/api/v1/sandbox/{id}")).await.0, 404);
 }
 
@@ -139,7 +139,7 @@ async fn release_destroys_what_runs_and_leaves_nothing() {
     });
     eventually("it runs", || async { !api.shell(&id, "pgrep -x sleep").await.is_empty() }).await;
     api.release(&id).await;
-    assert_eq!(cgroups_of(&id), Vec::<String>::new());
+    assert_eq!(left_of(&id), Vec::<String>::new());
     let (status, answer) = running.await.unwrap();
     assert_eq!((status, reason(&answer)), (404, "SANDBOX_GONE"), "{answer}");
     let (status, answer) = api.post("/api/v1/sandbox/release", json!({"sandbox_id": id})).await;
