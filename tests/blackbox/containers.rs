@@ -219,7 +219,7 @@ async fn container_that_is_killed_or_removed_by_others_ends_its_sandbox_and_says
                 let (ada, id) = (world.ada.clone(), id.clone());
                 async move { ada.post("/api/v1/execute", json!({"sandbox_id": id, "command": "sleep 60"})).await }
             });
-            eventually("it runs", || async { world.ada.shell(&id, "pgrep -x sleep").await != "" }).await;
+            eventually("it runs", || async { !world.ada.shell(&id, "pgrep -x sleep").await.is_empty() }).await;
             world.docker.told(method, &format!("/containers/{}{end}", world.container(&id)));
             let (status, answer) = running.await.unwrap();
             assert_eq!((status, reason(&answer)), (404, "SANDBOX_GONE"), "{answer}");

@@ -124,3 +124,12 @@ async fn streams_that_outlast_the_drain_are_told_why_they_end() {
     }
     assert!(server.wait().success());
 }
+
+#[tokio::test]
+async fn idle_agent_is_small() {
+    let server = Server::with(&[("POOL_MIN_SIZE", "3")]).await;
+    let api = server.user("ada").await;
+    eventually("the pool is full", || async { api.get("/api/v1/sandbox/stats").await.1["ready"] == 3 }).await;
+    let sizes = server.traces().resident_kib();
+    assert!(sizes.len() == 3 && sizes.iter().all(|kib| *kib < 3 * 1024), "KiB: {sizes:?}");
+}

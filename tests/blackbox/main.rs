@@ -14,6 +14,7 @@ mod egress;
 mod endurance;
 mod execute;
 mod executions;
+mod figures;
 mod file_service;
 mod files;
 mod fleet;
