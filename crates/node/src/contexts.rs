@@ -36,7 +36,7 @@ use tokio::{
 use tracing::Instrument;
 
 use crate::{
-    executions::{Driver, Execution, Exit, Job, hung_up},
+    executions::{Driver, Execution, Exit, Job, environment::CWD_DEFAULT, hung_up},
     node::Shared,
     sandbox::Sandbox,
     signals,
@@ -55,7 +55,6 @@ const CONTEXTS_MAX: usize = 16;
 const REMEMBERED_MAX: usize = 1000;
 /// What a caller means who means the default context of a language.
 const DEFAULT: &str = "default";
-const CWD_DEFAULT: &str = "/workspace";
 /// How long an interrupt waits to see whether it did something.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -279,7 +278,12 @@ pub(crate) async fn warm(node: &Arc<Shared>, sandbox: &Arc<Sandbox>) {
             if error.reason() == reason::LANGUAGE_UNAVAILABLE && !sandbox.origin.lacks(language) {
                 continue;
             }
-            tracing::warn!(language, template = sandbox.template(), error = chain(&error), "failed to warm a code context; going on without");
+            tracing::warn!(
+                language,
+                template = sandbox.template(),
+                error = chain(&error),
+                "failed to warm a code context; going on without"
+            );
         }
     }
 }

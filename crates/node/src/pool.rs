@@ -106,13 +106,7 @@ pub(crate) enum Way {
 
 impl Shelf {
     fn new(origin: &Arc<Origin>) -> Self {
-        Self {
-            origin: Arc::clone(origin),
-            warm: 0,
-            ready: VecDeque::new(),
-            filling: 0,
-            waiters: VecDeque::new(),
-        }
+        Self { origin: Arc::clone(origin), warm: 0, ready: VecDeque::new(), filling: 0, waiters: VecDeque::new() }
     }
 
     fn wanted(&self) -> usize {
@@ -200,9 +194,8 @@ impl Pool {
             shelf.waiters.retain(|waiter| !waiter.is_closed());
         }
         let lacking = state.shelves.iter().filter(|(reference, shelf)| shelf.has() < shelf.wanted() && may(reference));
-        let emptiest = lacking.map(|(_, shelf)| shelf).reduce(|one, other| {
-            if other.is_emptier_than(one) { other } else { one }
-        });
+        let emptiest =
+            lacking.map(|(_, shelf)| shelf).reduce(|one, other| if other.is_emptier_than(one) { other } else { one });
         let origin = Arc::clone(&emptiest?.origin);
         let slot = self.reserve(&mut state)?;
         if let Some(shelf) = state.shelf(&origin) {

@@ -5,6 +5,7 @@
 mod activity;
 mod create;
 mod ends;
+mod finish;
 mod lease;
 mod network;
 mod outside;
@@ -38,10 +39,10 @@ use crate::{
 };
 
 pub(crate) use activity::{Activity, InUse};
-pub(crate) use lease::{ClaimKey, Lease};
-pub(crate) use start::{Started, start};
 pub(crate) use create::{Purpose, spawn};
 pub(crate) use ends::EndCause;
+pub(crate) use lease::{ClaimKey, Lease};
+pub(crate) use start::{Started, start};
 
 /// How long an agent may take to say how full its disk is. It answers within a millisecond, unless its sandbox leaves it no
 /// CPU: then nobody waits for it.

@@ -58,7 +58,8 @@ fn templates(messages: Vec<v1::Template>) -> Result<Vec<Template>> {
     let mut seen = HashSet::new();
     let read = messages.into_iter().enumerate().filter_map(|(index, message)| {
         let field = format!("templates[{index}]");
-        let template = violations.take(template::read(message).map_err(|error| Error::invalid(&field, error.message())))?;
+        let template =
+            violations.take(template::read(message).map_err(|error| Error::invalid(&field, error.message())))?;
         violations.check(template.version > 0, &format!("{field}.version"), "must be at least 1");
         violations.check(seen.insert(template.reference()), &field, "must not be listed twice");
         Some(template)

@@ -38,7 +38,13 @@ impl Secrets {
 
 /// Has the agent of a node's fresh sandbox try every wall that the runtime says is there. One that does not hold is an error.
 pub(crate) async fn prove(node: &Shared, sandbox: &Sandbox) -> Result<()> {
-    let tried = tried(&sandbox.origin.runtime, &sandbox.origin.prepared, &sandbox.agent, &node.secrets, node.options.agent_deadline);
+    let tried = tried(
+        &sandbox.origin.runtime,
+        &sandbox.origin.prepared,
+        &sandbox.agent,
+        &node.secrets,
+        node.options.agent_deadline,
+    );
     let breaches = tried.await?;
     for (wall, detail) in &breaches {
         metrics::counter!("cloud_sandbox_wall_breaches_total", "wall" => *wall).increment(1);
@@ -56,7 +62,11 @@ pub(crate) async fn prove(node: &Shared, sandbox: &Sandbox) -> Result<()> {
 ///
 /// # Errors
 /// When no sandbox can be made, or its agent does not answer.
-pub async fn try_walls(runtime: Arc<dyn Runtime>, template: &Prepared, path: &Path) -> Result<Vec<(&'static str, String)>> {
+pub async fn try_walls(
+    runtime: Arc<dyn Runtime>,
+    template: &Prepared,
+    path: &Path,
+) -> Result<Vec<(&'static str, String)>> {
     let id = SandboxId::generate();
     let spec = SandboxSpec { template: template.clone(), limits: Limits::DEFAULT };
     runtime.create(id, &spec).await.map_err(runtime_error)?;

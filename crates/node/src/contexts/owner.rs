@@ -34,7 +34,7 @@ use super::{
     turn::{Cause, Outcome, Over, Turn},
 };
 use crate::{
-    executions::{Exit, changes, changes::Snapshot, hung_up, lost, spec::environment},
+    executions::{Exit, changes, changes::Snapshot, environment::environment, hung_up, lost},
     node::Shared,
     sandbox::{Hits, Sandbox},
     signals,

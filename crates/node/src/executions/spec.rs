@@ -16,10 +16,13 @@ use cloud_sandbox_proto::{
     agent::v1::{CloseStdin, StagedFile, Start, WindowSize, run_request::Input},
     v1::{self, ExecuteRequest, OutputStrategy, TerminalSize},
 };
-use cloud_sandbox_runtime::Prepared;
 use tonic::{Code, Status};
 
-use super::{Budget, Job, record::Head};
+use super::{
+    Budget, Job,
+    environment::{CWD_DEFAULT, environment, leave_to_agent},
+    record::Head,
+};
 use crate::{languages::Language, templates::Origin};
 
 const CODE_MAX: usize = 1024 * 1024;
@@ -40,21 +43,6 @@ const USER_MAX: usize = 64;
 const SUMMARY_MAX: usize = 256;
 /// Stands for the default context of a language.
 const DEFAULT_CONTEXT: &str = "default";
-pub(crate) const CWD_DEFAULT: &str = "/workspace";
-const BASE_ENV: [(&str, &str); 6] = [
-    // where a Go from go.dev lies comes last: nothing else is there
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin"),
-    ("HOME", "/home/user"),
-    ("USER", "user"),
-    ("LOGNAME", "user"),
-    ("LANG", "C.UTF-8"),
-    ("TMPDIR", "/tmp"),
-];
-
-/// What of these an image may say otherwise.
-const OF_IMAGES: [&str; 2] = ["PATH", "LANG"];
-/// What of these depends on who runs.
-const OF_USERS: [&str; 3] = ["HOME", "USER", "LOGNAME"];
 
 /// How an execution was asked for, as far as it makes a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,9 +180,7 @@ impl Spec {
     ) -> Self {
         let cwd = if request.cwd.is_empty() { CWD_DEFAULT.to_owned() } else { request.cwd };
         let mut env = environment(&origin.env, sandbox_env, request.env);
-        if !request.user.is_empty() {
-            leave_to_agent(&mut env, &origin.env);
-        }
+        leave_to_agent(&mut env, origin, &request.user);
         let mut staged = None;
         let (program, argv) = if let Some(code) = request.code {
             let language = Language::find(&request.language).expect("validated");
@@ -292,45 +278,6 @@ impl Spec {
             _ => return None,
         })
     }
-}
-
-/// The template's, the sandbox's and the call's variables, later ones winning.
-pub(crate) fn environment(
-    template: &HashMap<String, String>,
-    sandbox: &HashMap<String, String>,
-    call: HashMap<String, String>,
-) -> HashMap<String, String> {
-    let mut env = template.clone();
-    env.extend(sandbox.clone());
-    env.extend(call);
-    env
-}
-
-/// What everything in a template's sandboxes has: what its image says, but for who runs there and where.
-pub(crate) fn base_environment(template: &Prepared) -> HashMap<String, String> {
-    let mut env: HashMap<String, String> = template.env.clone().into_iter().collect();
-    for (name, value) in BASE_ENV {
-        if !OF_IMAGES.contains(&name) || !env.contains_key(name) {
-            env.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    let home = match template.user.as_str() {
-        "" => return env,
-        "root" | "0" => "/root".to_owned(),
-        // an account of that number may have no home
-        number if number.parse::<u32>().is_ok() => CWD_DEFAULT.to_owned(),
-        name => format!("/home/{name}"),
-    };
-    let image = template.env.get("HOME").cloned();
-    let name = if template.user == "0" { "root" } else { &template.user };
-    env.extend([("HOME".to_owned(), image.unwrap_or(home))]);
-    env.extend(["USER", "LOGNAME"].map(|variable| (variable.to_owned(), name.to_owned())));
-    env
-}
-
-/// Leaves out what the sandbox's own user has: the agent knows the account of another, and what that one has.
-fn leave_to_agent(env: &mut HashMap<String, String>, own: &HashMap<String, String>) {
-    env.retain(|name, value| !OF_USERS.contains(&name.as_str()) || own.get(name) != Some(value));
 }
 
 /// What is told of an execution from its beginning.

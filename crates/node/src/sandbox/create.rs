@@ -13,11 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    Command, Sandbox, Started, View,
-    activity::CpuTime,
-    network::Network,
-    owner::Owner,
-    runtime_error, start::start,
+    Command, Sandbox, Started, View, activity::CpuTime, network::Network, owner::Owner, runtime_error, start::start,
 };
 use crate::{
     agent::Agent,

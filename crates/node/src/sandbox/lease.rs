@@ -86,6 +86,7 @@ impl Lease {
             node: options.id,
             node_address: options.address.clone(),
             template: sandbox.template().to_owned(),
+            runtime: sandbox.origin.prepared.runtime.to_string(),
             paused,
             ended: false,
             limits: self.limits,

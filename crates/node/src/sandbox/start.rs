@@ -25,7 +25,7 @@ use tracing::Instrument;
 use super::Sandbox;
 use crate::{
     agent::{Process, Remote},
-    executions::spec::{CWD_DEFAULT, environment},
+    executions::environment::{CWD_DEFAULT, environment},
     node::Shared,
     signals,
 };

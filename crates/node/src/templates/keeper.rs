@@ -8,12 +8,7 @@
 //! ```
 //! Nothing in it ends but with the node, or with the template.
 
-use std::{
-    collections::BTreeSet,
-    convert::Infallible,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use cloud_sandbox_model::{
     RuntimeName, Template,
@@ -132,7 +127,11 @@ impl Keeper {
         let mut dropping = Backoff::new();
         loop {
             let wanted = changes.borrow_and_update().clone();
-            if self.held.as_ref().is_some_and(|held| !wanted.as_ref().is_some_and(|wanted| is_same(held, &wanted.source))) {
+            if self
+                .held
+                .as_ref()
+                .is_some_and(|held| !wanted.as_ref().is_some_and(|wanted| is_same(held, &wanted.source)))
+            {
                 self.retire();
                 tokio::select! {
                     biased;
@@ -199,7 +198,9 @@ impl Keeper {
             Err(error) => {
                 let why = format!("this node does not allow its limits: {}", error.message());
                 let error = RuntimeError::Template { template: self.reference.clone(), why };
-                return Err(Attempts(template.runtimes.first().map(|name| (name.clone(), error)).into_iter().collect()));
+                return Err(Attempts(
+                    template.runtimes.first().map(|name| (name.clone(), error)).into_iter().collect(),
+                ));
             }
         };
         for (choice, name) in template.runtimes.iter().enumerate() {
@@ -316,7 +317,11 @@ impl Keeper {
             if let Some(runtime) = self.node.runtimes.get(family)
                 && let Err(error) = runtime.discard(&self.reference).await
             {
-                tracing::warn!(runtime = family, error = chain(&error), "failed to drop what was prepared of a template");
+                tracing::warn!(
+                    runtime = family,
+                    error = chain(&error),
+                    "failed to drop what was prepared of a template"
+                );
                 return Err(error);
             }
             self.holders.remove(family);

@@ -13,7 +13,7 @@ use cloud_sandbox_runtime::{Prepared, Runtime, RuntimeError};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{executions::spec::base_environment, languages::Language};
+use crate::{executions::environment, languages::Language};
 
 /// A template that is ready on this node. Each of its sandboxes keeps it, also when the node has another of its name by then.
 pub(crate) struct Origin {
@@ -42,7 +42,7 @@ impl Origin {
         limits: Limits,
         users: TaskTracker,
     ) -> Arc<Self> {
-        let mut env = base_environment(&prepared);
+        let mut env = environment::of_image(&prepared);
         env.extend(template.env.clone());
         Arc::new(Self {
             template,
