@@ -68,7 +68,7 @@ impl Server {
             .env("POOL_MAX_SIZE", "16")
             .env("RATE_LIMIT_PER_SECOND", "0")
             .env("HOST_SECRET", "must-not-leak")
-            .env("SANDBOX_RUNTIME", std::env::var("CLOUD_SANDBOX_TEST_RUNTIME").unwrap_or_else(|_| "linux".into()))
+            .env("SANDBOX_RUNTIMES", std::env::var("CLOUD_SANDBOX_TEST_RUNTIME").unwrap_or_else(|_| "linux".into()))
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

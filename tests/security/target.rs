@@ -79,7 +79,7 @@ impl Target {
             std::os::unix::fs::chown(folder.path(), Some(host.uid), Some(host.uid)).unwrap();
             let hosts = host.internet.hosts();
             let settings = [
-                ("SANDBOX_RUNTIME", runtime.name),
+                ("SANDBOX_RUNTIMES", runtime.name),
                 ("HOST_SECRET", host.secret.as_str()),
                 ("POOL_MIN_SIZE", "0"),
                 ("CLOUD_SANDBOX_TEST_UPSTREAM", hosts.as_str()),

@@ -2,6 +2,7 @@
 //! everything else is done elsewhere.
 
 mod cli;
+mod client;
 mod crash;
 mod data_dir;
 mod doctor;
@@ -14,6 +15,7 @@ mod server;
 mod settings;
 mod signals;
 mod system;
+mod template;
 mod token;
 
 use std::{process::ExitCode, time::Duration};
@@ -69,6 +71,7 @@ fn act(action: &Action, resolved: &Resolved) -> anyhow::Result<ExitCode> {
             Action::Run(arguments) => run::run(settings, arguments).await,
             Action::Doctor(arguments) => doctor::doctor(arguments).await,
             Action::Token(arguments) => token::mint(settings, arguments).map(|()| ExitCode::SUCCESS),
+            Action::Template(arguments) => template::template(settings, arguments).await,
             _ => {
                 let metrics = Metrics::install(env!("CARGO_PKG_VERSION")).context("failed to install metrics")?;
                 tokio::spawn(upkeep(metrics.clone()));

@@ -12,7 +12,7 @@ use axum::{
 use cloud_sandbox_auth::{AuthLayer, Role, Tokens};
 use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Upstreams};
 use cloud_sandbox_node::Node;
-use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
+use cloud_sandbox_rpc::{Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
 use cloud_sandbox_session::Parts;
 use cloud_sandbox_storage::{Directory, WorkspaceStore};
@@ -32,7 +32,7 @@ use crate::{
     server::Server,
     settings::{Mode, Resolved, Settings},
     signals::Signals,
-    system::{self, Sessions},
+    system::{self, Database, Scheduling, Sessions},
     token,
 };
 
@@ -44,7 +44,8 @@ const THIS_PROCESS: &str = "in-process";
 const RUN_DIR: &str = "run";
 /// The folder of what executions printed.
 const JOURNAL_DIR: &str = "journal";
-const SESSIONS_FILE: &str = "sessions.db";
+/// The file of sessions and templates.
+const DATABASE_FILE: &str = "sessions.db";
 /// The folder of checkpoints.
 const WORKSPACES_DIR: &str = "workspaces";
 
@@ -97,10 +98,17 @@ impl Start<'_> {
         let services = |routes, stores| Services::new(routes, AuthLayer::new(self.tokens.clone()), stores);
         let own = in_process(nodes.router.clone());
         let dial = |name| system::dial(&self.tokens, name, Some((&address, own.clone())));
-        let scheduler = system::scheduler_routes(Arc::clone(&directory), dial("scheduler"));
-        let scheduler = services(scheduler, vec![shared_in(&directory)]);
+        let database = self.database().await?;
+        let scheduling = Scheduling::new(settings, database.templates, Arc::clone(&directory), dial("scheduler"));
+        let scheduler = services(scheduling.routes(), vec![shared_in(&directory), listed_in(&scheduling)]);
         let upstream = |services: &Services| in_process(services.router.clone());
-        let sessions = self.sessions(upstream(&scheduler), &directory, &workspaces, dial("session-manager")).await?;
+        let sessions = self.sessions(Parts {
+            store: database.sessions,
+            workspaces: Arc::clone(&workspaces),
+            directory: Arc::clone(&directory),
+            dial: dial("session-manager"),
+            scheduler: upstream(&scheduler),
+        })?;
         let session = sessions.routes();
         let session = services(session, vec![shared_in(&directory), kept_in(&sessions), saved_in(&workspaces)]);
         let exec = system::exec_routes(Arc::clone(&directory), dial("exec"), upstream(&session));
@@ -119,22 +127,20 @@ impl Start<'_> {
             ports: vec![(edge, gateway.router()), (grpc, grpc_only(&gateway, node_calls, &self.tokens))],
             gateway: Some(gateway),
             readiness,
+            scheduling: Some(scheduling),
             sessions: Some(sessions),
             node: Some(node),
             drain_timeout: settings.drain_timeout(),
         })
     }
 
-    async fn sessions(
-        &self,
-        scheduler: Upstream,
-        directory: &Arc<dyn Directory>,
-        workspaces: &Arc<dyn WorkspaceStore>,
-        dial: Arc<dyn Dial>,
-    ) -> anyhow::Result<Sessions> {
-        let path = self.data_dir.join(SESSIONS_FILE);
-        let (workspaces, directory) = (Arc::clone(workspaces), Arc::clone(directory));
-        Sessions::open(self.settings, &path, |store| Parts { store, workspaces, directory, dial, scheduler }).await
+    fn sessions(&self, parts: Parts) -> anyhow::Result<Sessions> {
+        Sessions::new(self.settings, parts)
+    }
+
+    /// Where sessions and templates lie.
+    async fn database(&self) -> anyhow::Result<Database> {
+        system::database(self.settings, &self.data_dir.join(DATABASE_FILE)).await
     }
 
     async fn gateway_alone(&self) -> anyhow::Result<Server> {
@@ -154,6 +160,7 @@ impl Start<'_> {
             ports: vec![(port, gateway.router())],
             gateway: Some(gateway),
             readiness: Vec::new(),
+            scheduling: None,
             sessions: None,
             node: None,
             drain_timeout: settings.drain_timeout(),
@@ -182,25 +189,34 @@ impl Start<'_> {
         let directory = system::directory(settings).await?;
         let dial = |name| system::dial(&self.tokens, name, None);
         let mut stores = vec![shared_in(&directory)];
-        let (sessions, routes) = match self.resolved.mode {
-            Mode::Scheduler => (None, system::scheduler_routes(Arc::clone(&directory), dial("scheduler"))),
+        let (mut scheduling, mut sessions) = (None, None);
+        let routes = match self.resolved.mode {
+            Mode::Scheduler => {
+                let templates = self.database().await?.templates;
+                let own = Scheduling::new(settings, templates, Arc::clone(&directory), dial("scheduler"));
+                stores.push(listed_in(&own));
+                scheduling.insert(own).routes()
+            }
             Mode::SessionManager => {
-                let scheduler = remote(&settings.scheduler_url)?;
                 let workspaces = self.workspaces().await?;
-                let sessions = self.sessions(scheduler, &directory, &workspaces, dial("session-manager")).await?;
-                stores.extend([kept_in(&sessions), saved_in(&workspaces)]);
-                let routes = sessions.routes();
-                (Some(sessions), routes)
+                let own = self.sessions(Parts {
+                    store: self.database().await?.sessions,
+                    workspaces: Arc::clone(&workspaces),
+                    directory: Arc::clone(&directory),
+                    dial: dial("session-manager"),
+                    scheduler: remote(&settings.scheduler_url)?,
+                })?;
+                stores.extend([kept_in(&own), saved_in(&workspaces)]);
+                sessions.insert(own).routes()
             }
             _ => {
                 let session = remote(&settings.session_url)?;
-                (None, system::exec_routes(Arc::clone(&directory), dial("exec"), session))
+                system::exec_routes(Arc::clone(&directory), dial("exec"), session)
             }
         };
         self.announce(port.address(), None, None);
-        let mut server = self.role(port, routes, AuthLayer::new(self.tokens.clone()), stores)?;
-        server.sessions = sessions;
-        Ok(server)
+        let server = self.role(port, routes, AuthLayer::new(self.tokens.clone()), stores)?;
+        Ok(Server { scheduling, sessions, ..server })
     }
 
     /// A process that serves `routes` on one port.
@@ -211,6 +227,7 @@ impl Start<'_> {
             ports: vec![(port, router)],
             gateway: None,
             readiness: vec![services.readiness],
+            scheduling: None,
             sessions: None,
             node: None,
             drain_timeout: self.settings.drain_timeout(),
@@ -276,7 +293,7 @@ impl Start<'_> {
         match runtime {
             Some(runtime) => tracing::info!(
                 version, %data_dir, grpc, directory, workspaces, pool_min, pool_max,
-                runtime = settings.sandbox_runtime,
+                runtimes = settings.sandbox_runtimes.join(","),
                 cgroups = runtime.cgroups().unwrap_or_else(|| "none".to_owned()),
                 "{mode} is ready on http://{listening}"
             ),
@@ -293,6 +310,11 @@ fn shared_in(directory: &Arc<dyn Directory>) -> Store {
 /// The same of the sessions.
 fn kept_in(sessions: &Sessions) -> Store {
     Store::Sessions(Arc::clone(&sessions.store))
+}
+
+/// The same of templates.
+fn listed_in(scheduling: &Scheduling) -> Store {
+    Store::Templates(Arc::clone(&scheduling.store))
 }
 
 /// The same of checkpoints.
