@@ -50,12 +50,12 @@ stop: ## stop what run-all started
 	@deploy/local/stop.sh
 
 .PHONY: test
-test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,vm leaves out parts)
+test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
 	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
 	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
-	cargo nextest run --locked --workspace
+	tests/setup/docker.py cargo nextest run --locked --workspace
 	$(MAKE) --no-print-directory test-sdk
 
 # With the server that `make test` has built.
@@ -91,7 +91,7 @@ lint-deps: $(CACHE)/cargo/bin/cargo-deny
 
 .PHONY: lint-python
 lint-python: $(VENV)/bin/ruff lint-sdk
-	@for folder in tests/bench tests/blackbox/egress tests/kernels crates/node/src/contexts; do \
+	@for folder in tests/bench tests/blackbox/egress tests/kernels tests/setup crates/node/src/contexts; do \
 	  if [ -n "$$(find $$folder -name '*.py' -print -quit)" ]; then \
 	    $(VENV)/bin/ruff check $$folder; $(VENV)/bin/ruff format --check $$folder; \
 	    $(VENV)/bin/mypy --strict $$folder; \

@@ -10,6 +10,7 @@
 mod disk;
 mod files;
 mod oom;
+mod ports;
 mod process;
 mod serve;
 mod service;
@@ -20,7 +21,7 @@ mod walls;
 mod worker;
 
 pub use process::{Children, read_processes_by};
-pub use serve::{serve, serve_agent};
+pub use serve::{Stdio, dial, serve, serve_agent, serve_stdio};
 pub use service::Agent;
 
 /// The largest message the agent reads, in bytes: a file of 8 MiB and what is around it.

@@ -1,31 +1,40 @@
-//! Starts the agent: `--listen-fd N` takes over a socket that listens already, `--listen PATH` makes one. With
+//! Starts the agent: `--listen-fd N` takes over a socket that listens already, `--listen PATH` makes one, `--dial PATH`
+//! connects to one that its node listens on, and `--stdio` has standard input and output carry all connections. With
 //! `--proc-fd N` it reads about processes in the `/proc` behind that descriptor.
 //!
 //! User code runs beside this process under the same user id, as its children. Invariant: nothing of the agent is
 //! theirs. It cannot be traced or read, and no descriptor of it survives an exec.
 
+mod arguments;
+
 use std::{
+    ffi::CStr,
     fs::OpenOptions,
     io,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{FromRawFd, OwnedFd, RawFd},
         unix::net::UnixListener,
     },
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
-use cloud_sandbox_agent::{Agent, Children, read_processes_by, serve_agent};
+use cloud_sandbox_agent::{Agent, Children, Stdio, dial, read_processes_by, serve_agent, serve_stdio};
 use nix::{
-    fcntl::{FcntlArg, FdFlag, fcntl},
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{
         prctl,
         signal::{SigSet, SigmaskHow, sigprocmask},
         stat::{Mode, umask},
     },
+    unistd::{dup2_stderr, dup2_stdin, dup2_stdout, pipe2},
 };
 
-const USAGE: &str = "usage: cloud-sandbox-agent (--listen-fd FD | --listen PATH) [--proc-fd FD]";
+use crate::arguments::{Arguments, WayIn};
+
+/// What `ps` and `top` call it, whatever the name of its file.
+const NAME: &CStr = c"sandbox-agent";
 
 fn main() -> ExitCode {
     match start() {
@@ -37,23 +46,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where to listen.
-#[derive(Debug, Eq, PartialEq)]
-enum Listen {
-    Inherited(RawFd),
-    Path(String),
+/// A way in that is ready to be served.
+enum Door {
+    Listener(UnixListener),
+    Dial(PathBuf),
+    Stdio(Stdio),
 }
 
 fn start() -> Result<(), String> {
-    let (listen, proc) = parse(std::env::args().skip(1))?;
+    let Arguments { way_in, proc } = Arguments::parse(std::env::args().skip(1))?;
     if let Some(proc) = proc {
         read_processes_by(proc);
     }
     umask(Mode::from_bits_truncate(0o022));
     close_on_exec().map_err(|error| format!("failed to guard the open descriptors: {error}"))?;
-    let listener = listener(&listen).map_err(|error| format!("failed to listen on {listen:?}: {error}"))?;
     reset_signals().map_err(|error| format!("failed to reset signals: {error}"))?;
     return_freed_memory();
+    prctl::set_name(NAME).map_err(|error| format!("failed to take a name: {error}"))?;
     // While /proc/self is still ours.
     let children = Children::of_init();
     prctl::set_child_subreaper(true).map_err(|error| format!("failed to become a subreaper: {error}"))?;
@@ -66,48 +75,36 @@ fn start() -> Result<(), String> {
         .thread_keep_alive(Duration::from_secs(1))
         .build()
         .map_err(|error| format!("failed to start the runtime: {error}"))?;
-    silence();
+    let door =
+        runtime.block_on(async { open(&way_in) }).map_err(|error| format!("failed to open {way_in}: {error}"))?;
+    silence().map_err(|error| format!("failed to let go of the standard streams: {error}"))?;
     runtime
         .block_on(async {
             let agent = Agent::new(children)?;
-            serve_agent(tokio::net::UnixListener::from_std(listener)?, agent).await
+            match door {
+                Door::Listener(listener) => serve_agent(tokio::net::UnixListener::from_std(listener)?, agent).await,
+                Door::Dial(path) => dial(&path, agent).await,
+                Door::Stdio(stdio) => serve_stdio(stdio, agent).await,
+            }
         })
         .map_err(|error| format!("failed to serve: {error}"))
 }
 
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(Listen, Option<RawFd>), String> {
-    let listen = match (arguments.next().as_deref(), arguments.next()) {
-        (Some("--listen-fd"), Some(fd)) => match fd.parse() {
-            Ok(fd) if fd > 2 => Listen::Inherited(fd),
-            _ => return Err(format!("--listen-fd must be a number above 2, not {fd:?}")),
-        },
-        (Some("--listen"), Some(path)) => Listen::Path(path),
-        _ => return Err(USAGE.to_owned()),
-    };
-    let proc = match (arguments.next().as_deref(), arguments.next()) {
-        (None, _) => None,
-        (Some("--proc-fd"), Some(fd)) => match fd.parse() {
-            Ok(fd) if fd > 2 => Some(fd),
-            _ => return Err(format!("--proc-fd must be a number above 2, not {fd:?}")),
-        },
-        _ => return Err(USAGE.to_owned()),
-    };
-    if arguments.next().is_some() { Err(USAGE.to_owned()) } else { Ok((listen, proc)) }
-}
-
-fn listener(listen: &Listen) -> io::Result<UnixListener> {
-    let listener = match listen {
-        Listen::Inherited(fd) => {
+fn open(way_in: &WayIn) -> io::Result<Door> {
+    let listener = match way_in {
+        WayIn::Inherited(fd) => {
             fcntl(borrow(*fd), FcntlArg::F_GETFD)?;
             // SAFETY: open, as was just seen, and ours alone: it was inherited for this.
             UnixListener::from(unsafe { OwnedFd::from_raw_fd(*fd) })
         }
-        Listen::Path(path) => UnixListener::bind(path)?,
+        WayIn::Listen(path) => UnixListener::bind(path)?,
+        WayIn::Dial(path) => return Ok(Door::Dial(path.into())),
+        WayIn::Stdio => return Stdio::take().map(Door::Stdio),
     };
     // Fails where it is not a Unix socket that listens.
     listener.local_addr()?;
     listener.set_nonblocking(true)?;
-    Ok(listener)
+    Ok(Door::Listener(listener))
 }
 
 /// Keeps whatever was inherited from what users run.
@@ -154,48 +151,20 @@ fn return_freed_memory() {
     }
 }
 
-/// Lets go of the starter's terminal or log, as far as there is a `/dev/null` to put in its place.
-fn silence() {
-    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
-        for fd in 0..=2 {
-            // SAFETY: both are open, and the standard descriptors belong to nobody in particular.
-            unsafe { libc::dup2(null.as_fd().as_raw_fd(), fd) };
-        }
-    }
+/// Lets go of the starter's terminal or log: what reads is at the end, and what prints loses it.
+fn silence() -> io::Result<()> {
+    let (input, output) = match OpenOptions::new().read(true).write(true).open("/dev/null") {
+        Ok(null) => (null.try_clone()?.into(), null.into()),
+        // An image may come without devices: pipes of which the other ends are closed.
+        Err(_) => (pipe2(OFlag::O_CLOEXEC)?.0, pipe2(OFlag::O_CLOEXEC)?.1),
+    };
+    dup2_stdin(input)?;
+    dup2_stdout(&output)?;
+    dup2_stderr(output)?;
+    Ok(())
 }
 
 fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
     // SAFETY: used for one fcntl, which says so when it is not open.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(arguments: &[&str]) -> Result<(Listen, Option<RawFd>), String> {
-        parse(arguments.iter().map(ToString::to_string))
-    }
-
-    #[test]
-    fn one_place_to_listen_is_taken() {
-        assert_eq!(parsed(&["--listen-fd", "3"]), Ok((Listen::Inherited(3), None)));
-        assert_eq!(parsed(&["--listen-fd", "3", "--proc-fd", "4"]), Ok((Listen::Inherited(3), Some(4))));
-        assert_eq!(parsed(&["--listen", "/run/a.sock"]), Ok((Listen::Path("/run/a.sock".to_owned()), None)));
-    }
-
-    #[test]
-    fn anything_else_is_refused() {
-        for arguments in [
-            &["--listen-fd", "3", "--proc-fd"][..],
-            &["--listen-fd", "3", "--proc-fd", "x"],
-            &[],
-            &["--listen-fd"],
-            &["--listen-fd", "2"],
-            &["--listen", "a", "b"],
-            &["--help", "x"],
-        ] {
-            assert!(parsed(arguments).is_err(), "{arguments:?}");
-        }
-    }
 }

@@ -34,6 +34,7 @@ use children::Exit;
 pub(crate) use children::keep_reaped;
 use input::Inputs;
 use output::Output;
+pub(crate) use spawn::nonblocking;
 use staged::Staged;
 pub(crate) use standstill::Standstill;
 pub use stat::read_processes_by;

@@ -1,9 +1,15 @@
-//! The listener and HTTP/2: accepts connections and hands their calls to the two services.
+//! HTTP/2: hands the calls of the node's connections to the two services.
 //!
-//! hyper's HTTP/2 connection and the generated services are enough; tonic's transport and its stack of layers would cost
-//! every sandbox memory for nothing. One node connects, now and then anew, so connections are not limited.
+//! Connections come by one of three ways, whichever the sandbox has: accepted (`listen`), made by the agent (`dial`), or as
+//! streams within its standard input and output (`stdio`). hyper's HTTP/2 connection and the generated services are
+//! enough; tonic's transport and its stack of layers would cost every sandbox memory for nothing. One node connects, now
+//! and then anew, so connections are not limited.
 
-use std::{convert::Infallible, io, time::Duration};
+mod dial;
+mod listen;
+mod stdio;
+
+use std::{convert::Infallible, time::Duration};
 
 use cloud_sandbox_proto::{
     agent::v1::agent_service_server::AgentServiceServer,
@@ -12,10 +18,15 @@ use cloud_sandbox_proto::{
 use futures::future::BoxFuture;
 use hyper::{Request, Response, body::Incoming, server::conn::http2, service::Service};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{body::Body, codegen::Service as _};
 
-use crate::{Agent, Children, MAX_MESSAGE, files::Files};
+pub use self::{
+    dial::dial,
+    listen::{serve, serve_agent},
+    stdio::{Stdio, serve_stdio},
+};
+use crate::{Agent, MAX_MESSAGE, files::Files};
 
 /// Per stream; over a local socket a window update costs microseconds, so this is throughput enough.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -28,27 +39,8 @@ const FRAME: u32 = 64 * 1024;
 /// What a stream may hold for a reader that does not keep up.
 const SEND_BUFFER: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 1024;
-/// How long to wait after a failed accept: the reason, too many open files, does not go away at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Serves on `listener` for as long as the process lives, within a process that has other children of its own.
-pub async fn serve(listener: UnixListener) -> io::Result<()> {
-    serve_agent(listener, Agent::new(Children::own())?).await
-}
-
-/// Serves `agent` on `listener` for as long as the process lives.
-pub async fn serve_agent(listener: UnixListener, agent: Agent) -> io::Result<()> {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // A connection that fails takes its runs along, as the node expects; nobody else is affected.
-                tokio::spawn(serve_connection(stream, agent.clone()));
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-        }
-    }
-}
+/// How long to wait before another try at a connection where the reason, as too many open files, does not go away at once.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Both services of one connection.
 struct Services {
@@ -67,7 +59,12 @@ impl Service<Request<Incoming>> for Services {
     }
 }
 
-async fn serve_connection(stream: UnixStream, agent: Agent) {
+/// A connection of the node. Boxed, so that there is one copy of what serves it, whatever it is made of.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+async fn serve_connection(stream: Box<dyn Connection>, agent: Agent) {
     let services = Services {
         agent: AgentServiceServer::new(agent).max_decoding_message_size(MAX_MESSAGE),
         files: FileServiceServer::new(Files).max_decoding_message_size(MAX_MESSAGE),

@@ -205,7 +205,7 @@ impl Runtime for FakeRuntime {
         &self,
         template: &Template,
         runtime: &RuntimeName,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError> {
         progress.begin("preparing", 1);
         let mut state = self.state();

@@ -75,7 +75,12 @@ pub fn runtime(settings: &Settings, state_dir: PathBuf) -> anyhow::Result<Arc<Li
 
 /// The Linux runtime with the programs that this one carries.
 pub fn runtime_options(state_dir: PathBuf) -> RuntimeOptions {
-    RuntimeOptions { state_dir, agent: cloud_sandbox_embedded::AGENT, jailer: cloud_sandbox_embedded::JAILER }
+    RuntimeOptions {
+        state_dir,
+        agent: cloud_sandbox_embedded::AGENT,
+        jailer: cloud_sandbox_embedded::JAILER,
+        images: None,
+    }
 }
 
 /// Starts the node: the sandboxes of this machine, called at `address`, with its journal in a folder of its own.

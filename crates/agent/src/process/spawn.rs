@@ -134,7 +134,7 @@ fn abandon(child: &Child) {
 }
 
 /// Makes our end one that never waits.
-pub(super) fn nonblocking(end: OwnedFd) -> io::Result<File> {
+pub(crate) fn nonblocking(end: OwnedFd) -> io::Result<File> {
     let flags = OFlag::from_bits_retain(fcntl(end.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(end.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(File::from(end))

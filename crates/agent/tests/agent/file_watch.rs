@@ -251,10 +251,8 @@ async fn too_many_folders_are_refused() {
 async fn a_dropped_watch_frees_what_it_took() {
     let agent = with_folder().await;
     let watches = || {
-        let entries = fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap();
-        entries
-            .filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|it| it.ends_with("anon_inode:inotify")))
-            .count()
+        let descriptors = agent.proc_names(&format!("{}/fd", agent.pid()));
+        descriptors.iter().filter(|(_, target)| target.ends_with("anon_inode:inotify")).count()
     };
     let before = watches();
     let mut open = Vec::new();

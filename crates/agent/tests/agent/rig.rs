@@ -1,199 +1,26 @@
 //! Starts an agent of its own for each test and speaks to it.
 
-use std::{
-    fs,
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+mod agent;
+mod bridge;
+mod place;
 
-use cloud_sandbox_proto::{
-    agent::v1::{
-        Exited, RunRequest, RunResponse, SignalRequest, Start, agent_service_client::AgentServiceClient,
-        run_request::Input, run_response::Event,
-    },
-    v1::file_service_client::FileServiceClient,
+use std::time::{Duration, Instant};
+
+use cloud_sandbox_proto::agent::v1::{
+    Exited, RunRequest, RunResponse, SignalRequest, Start, agent_service_client::AgentServiceClient,
+    run_request::Input, run_response::Event,
 };
-use hyper_util::rt::TokioIo;
-use tempfile::TempDir;
-use tokio::{net::UnixStream, sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Status, Streaming,
-    transport::{Channel, Endpoint},
+use tonic::{Status, Streaming, transport::Channel};
+
+pub use self::{
+    agent::{Agent, client},
+    place::{is_gvisor, left_out},
 };
 
 /// Long enough for a busy machine, short enough to see what hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-pub struct Agent {
-    pub client: AgentServiceClient<Channel>,
-    process: Child,
-    folder: TempDir,
-}
-
-impl Agent {
-    pub async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_cloud-sandbox-agent"))
-            .arg("--listen")
-            .arg(folder.path().join("agent.sock"))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self::connect(process, folder).await.expect("the agent listens")
-    }
-
-    /// Starts it where `full` in its temporary folder is a file system of 1 MiB; none where the host forbids that.
-    pub async fn start_with_small_disk() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("full")).unwrap();
-        let script = r#"mount -t tmpfs -o size=1m tmpfs "$2/full" && exec "$1" --listen "$2/agent.sock""#;
-        let process = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"])
-            .arg(env!("CARGO_BIN_EXE_cloud-sandbox-agent"))
-            .arg(folder.path())
-            .spawn()
-            .ok()?;
-        Self::connect(process, folder).await
-    }
-
-    /// Starts it as the first process of a PID namespace; none where the host forbids that.
-    pub async fn start_as_init() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let process = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--pid", "--mount-proc", "--fork", "--kill-child"])
-            .arg(env!("CARGO_BIN_EXE_cloud-sandbox-agent"))
-            .arg("--listen")
-            .arg(folder.path().join("agent.sock"))
-            .stdin(Stdio::null())
-            .spawn()
-            .ok()?;
-        Self::connect(process, folder).await
-    }
-
-    /// Starts it as somebody who may nothing that others may not.
-    pub async fn start_without_capabilities() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-sandbox-agent"));
-        command.arg("--listen").arg(folder.path().join("agent.sock")).stdin(Stdio::null());
-        let forgo = || {
-            for capability in 0..64 {
-                // SAFETY: a plain system call. What it may not do, or what is no capability, it does not have.
-                unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability) };
-            }
-            Ok(())
-        };
-        // SAFETY: prctl is async-signal-safe.
-        let process = unsafe { command.pre_exec(forgo) }.spawn().unwrap();
-        Self::connect(process, folder).await.expect("the agent listens")
-    }
-
-    /// Starts it on a socket that listens already.
-    pub async fn start_on_inherited_socket() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = std::os::unix::net::UnixListener::bind(folder.path().join("agent.sock")).unwrap();
-        // A copy that survives the exec, with a number of its own choice.
-        let inherited = nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_DUPFD(20)).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_cloud-sandbox-agent"))
-            .args(["--listen-fd", &inherited.to_string()])
-            .spawn()
-            .unwrap();
-        Self::connect(process, folder).await.expect("the agent takes it over")
-    }
-
-    async fn connect(mut process: Child, folder: TempDir) -> Option<Self> {
-        let socket = folder.path().join("agent.sock");
-        let started = Instant::now();
-        // A socket is there a moment before it listens.
-        while UnixStream::connect(&socket).await.is_err() {
-            if process.try_wait().unwrap().is_some() || started.elapsed() > PATIENCE {
-                let _ = process.kill();
-                return None;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Some(Self { client: client(socket).await, process, folder })
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    pub fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    pub fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    /// The files, over a connection of their own that streams which nobody reads do not fill.
-    pub async fn files(&self) -> FileServiceClient<Channel> {
-        let endpoint = Endpoint::from_static("http://agent")
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(256 * 1024 * 1024);
-        let channel = channel(endpoint, self.folder.path().join("agent.sock")).await;
-        FileServiceClient::new(channel).max_decoding_message_size(16 * 1024 * 1024)
-    }
-
-    /// A connection as the node makes it: so that a stream which nobody reads holds up no other.
-    pub async fn client_of_node(&self) -> AgentServiceClient<Channel> {
-        let endpoint = Endpoint::from_static("http://agent")
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(256 * 1024 * 1024);
-        AgentServiceClient::new(channel(endpoint, self.folder.path().join("agent.sock")).await)
-    }
-
-    /// A second connection.
-    pub async fn another_client(&self) -> AgentServiceClient<Channel> {
-        client(self.folder.path().join("agent.sock")).await
-    }
-
-    /// A second connection, and a handle to cut it with.
-    pub async fn client_to_cut(&self) -> (AgentServiceClient<Channel>, std::os::unix::net::UnixStream) {
-        let stream = std::os::unix::net::UnixStream::connect(self.folder.path().join("agent.sock")).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let handle = stream.try_clone().unwrap();
-        let mut stream = Some(UnixStream::from_std(stream).unwrap());
-        let connector = tower::service_fn(move |_| {
-            let stream = stream.take().map(TokioIo::new);
-            async move { stream.ok_or(std::io::Error::other("it connects once")) }
-        });
-        let channel = Endpoint::from_static("http://agent").connect_with_connector(connector).await.unwrap();
-        (AgentServiceClient::new(channel), handle)
-    }
-
-    pub async fn open(&self, start: Start) -> Result<Running, Status> {
-        Running::open(self.client.clone(), start).await
-    }
-
-    /// Runs to the end, with nothing to read.
-    pub async fn run(&self, start: Start) -> Outcome {
-        let running = self.open(start).await.unwrap();
-        // Fails when the process has ended already.
-        let _ = running.input.send(request(Input::CloseStdin(Default::default()))).await;
-        running.outcome().await
-    }
-
-    pub async fn sh(&self, script: &str) -> Outcome {
-        self.run(sh(script)).await
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Running {
     pub pid: u32,
@@ -326,23 +153,6 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(started.elapsed() < PATIENCE, "{what} never came true");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-/// Whether a process exists and is not a zombie.
-pub fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-pub async fn client(socket: PathBuf) -> AgentServiceClient<Channel> {
-    AgentServiceClient::new(channel(Endpoint::from_static("http://agent"), socket).await)
-}
-
-async fn channel(endpoint: Endpoint, socket: PathBuf) -> Channel {
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    endpoint.connect_with_connector(connector).await.unwrap()
 }
 
 fn request(input: Input) -> RunRequest {

@@ -64,10 +64,11 @@ async fn a_process_starts_clean() {
 #[tokio::test]
 async fn a_process_is_killed_for_memory_before_the_agent() {
     let agent = Agent::start().await;
-    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let resting = agent.proc(&format!("{}/oom_score_adj", agent.pid())).unwrap();
     let outcome = agent.sh("cat /proc/self/oom_score_adj").await;
     assert_eq!(outcome.text(), "500\n");
-    assert_eq!(fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.pid())).unwrap(), own);
+    assert_eq!(agent.proc(&format!("{}/oom_score_adj", agent.pid())).unwrap(), resting);
+    assert!(resting.trim().parse::<i32>().unwrap() < 500);
 }
 
 #[tokio::test]
@@ -119,7 +120,7 @@ async fn a_slow_reader_stops_the_process_and_not_the_memory() {
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let grown = agent.resident_kib().saturating_sub(before);
     assert!(grown < 2048, "the agent grew by {grown} KiB");
-    assert!(crate::rig::is_alive(running.pid), "the process waits for its reader");
+    assert!(agent.is_alive(running.pid), "the process waits for its reader");
 }
 
 #[tokio::test]
@@ -231,7 +232,7 @@ async fn a_second_start_ends_the_run() {
     let pid = running.pid;
     running.send(Input::Start(program(&["true"]))).await;
     assert_eq!(running.next().await.unwrap_err().code(), Code::InvalidArgument);
-    eventually("the end of the process", || !crate::rig::is_alive(pid)).await;
+    eventually("the end of the process", || !agent.is_alive(pid)).await;
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! What a process leaves behind, and how all of it ends.
 
-use std::{fs, time::Instant};
+use std::time::Instant;
 
 use cloud_sandbox_proto::{
     agent::v1::{StagedFile, Start},
     v1::{WriteFileRequest, write_file_request},
 };
 
-use crate::rig::{Agent, Running, eventually, is_alive, program, sh};
+use crate::rig::{Agent, Running, eventually, program, sh};
 
 /// Children, grandchildren, and one in a process group of its own; prints their ids.
 const TREE: &str = "sleep 20 & echo $!
@@ -15,11 +15,11 @@ const TREE: &str = "sleep 20 & echo $!
 set -m; sleep 20 & echo $!; set +m
 sleep 0.1; echo ready; wait; sleep 20";
 
-async fn grow_tree(running: &mut Running) -> Vec<u32> {
+async fn grow_tree(agent: &Agent, running: &mut Running) -> Vec<u32> {
     let seen = running.read_until("ready\n").await;
     let pids: Vec<u32> = seen.lines().filter_map(|line| line.parse().ok()).collect();
     assert_eq!(pids.len(), 3, "{seen}");
-    assert!(pids.iter().all(|pid| is_alive(*pid)));
+    assert!(pids.iter().all(|pid| agent.is_alive(*pid)));
     pids
 }
 
@@ -27,10 +27,10 @@ async fn grow_tree(running: &mut Running) -> Vec<u32> {
 async fn kill_ends_everything_in_the_session() {
     let agent = Agent::start().await;
     let mut running = agent.open(program(&["bash", "-c", TREE])).await.unwrap();
-    let pids = grow_tree(&mut running).await;
+    let pids = grow_tree(&agent, &mut running).await;
     assert!(running.signal(0).await.unwrap());
     assert_eq!(running.outcome().await.exited.signal, 9);
-    eventually("the end of the tree", || !pids.iter().any(|pid| is_alive(*pid))).await;
+    eventually("the end of the tree", || !pids.iter().any(|pid| agent.is_alive(*pid))).await;
 }
 
 #[tokio::test]
@@ -39,10 +39,10 @@ async fn a_dropped_stream_ends_everything_in_the_session() {
     let staged = Some(StagedFile { path: agent.path("stage/main.sh"), content: TREE.into() });
     let start = Start { staged, ..program(&["bash", &agent.path("stage/main.sh")]) };
     let mut running = agent.open(start).await.unwrap();
-    let mut pids = grow_tree(&mut running).await;
+    let mut pids = grow_tree(&agent, &mut running).await;
     pids.push(running.pid);
     drop(running);
-    eventually("the end of the tree", || !pids.iter().any(|pid| is_alive(*pid))).await;
+    eventually("the end of the tree", || !pids.iter().any(|pid| agent.is_alive(*pid))).await;
     eventually("removal of the staged file", || !agent.folder().join("stage").exists()).await;
 }
 
@@ -55,7 +55,7 @@ async fn a_dropped_connection_ends_its_runs_and_no_others() {
     let lost = Running::open(client, sh("yes")).await.unwrap();
     let pid = lost.pid;
     drop(lost);
-    eventually("the end of the process", || !is_alive(pid)).await;
+    eventually("the end of the process", || !agent.is_alive(pid)).await;
     assert_eq!(kept.outcome().await.text(), "kept\n");
 }
 
@@ -72,7 +72,7 @@ async fn input_that_nobody_reads_is_held_back_and_a_cut_connection_still_kills()
     let grown = agent.resident_kib().saturating_sub(before);
     assert!(grown < 2 * 1024, "the agent grew by {grown} KiB");
     connection.shutdown(std::net::Shutdown::Both).unwrap();
-    eventually("the end of the process", || !is_alive(pid)).await;
+    eventually("the end of the process", || !agent.is_alive(pid)).await;
 }
 
 #[tokio::test]
@@ -82,8 +82,9 @@ async fn a_daemon_that_holds_the_output_does_not_hang_the_stream() {
     let outcome = agent.sh("sleep 15 & echo $!").await;
     assert!(started.elapsed().as_secs() < 5);
     let daemon: u32 = outcome.text().trim().parse().unwrap();
-    assert!(is_alive(daemon), "what a process leaves behind goes on");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon as i32), nix::sys::signal::SIGKILL).unwrap();
+    assert!(agent.is_alive(daemon), "what a process leaves behind goes on");
+    agent.sh(&format!("kill -9 {daemon}")).await;
+    eventually("the end of the daemon", || !agent.is_alive(daemon)).await;
 }
 
 #[tokio::test]
@@ -104,12 +105,17 @@ async fn what_was_printed_before_the_end_is_never_lost() {
     }
 }
 
+fn parent_of(stat: &str) -> &str {
+    stat.rsplit(") ").next().and_then(|fields| fields.split(' ').nth(1)).unwrap()
+}
+
 #[tokio::test]
 async fn orphans_are_reaped() {
     let agent = Agent::start().await;
     agent.sh("(sleep 0.1 &) ; (true &) ; exit 0").await;
-    let children = format!("/proc/{0}/task/{0}/children", agent.pid());
-    eventually("the last child's end", || fs::read_to_string(&children).unwrap().is_empty()).await;
+    let parent = agent.pid().to_string();
+    let is_child = |pid: &str| agent.proc(&format!("{pid}/stat")).is_some_and(|stat| parent_of(&stat) == parent);
+    eventually("the last child's end", || !agent.proc_names("").iter().any(|(pid, _)| is_child(pid))).await;
 }
 
 #[tokio::test]

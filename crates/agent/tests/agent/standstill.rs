@@ -16,18 +16,13 @@ async fn go_on(agent: &Agent) {
     agent.client.clone().continue_processes(ContinueProcessesRequest {}).await.unwrap();
 }
 
-/// The state of a process: a letter.
-fn state(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(") ").next()?.chars().next()
-}
-
 /// All that came from a process, with their states.
-fn descendants(ancestor: u32) -> Vec<(u32, char)> {
+fn descendants(agent: &Agent) -> Vec<(u32, char)> {
+    let ancestor = agent.pid();
     let mut all = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+    for (name, _) in agent.proc_names("") {
+        let Ok(pid) = name.parse::<u32>() else { continue };
+        let Some(stat) = agent.proc(&format!("{pid}/stat")) else { continue };
         let mut fields = stat.rsplit(") ").next().unwrap().split(' ');
         let state = fields.next().unwrap().chars().next().unwrap();
         all.push((pid, fields.next().unwrap().parse::<u32>().unwrap(), state));
@@ -54,7 +49,7 @@ async fn everything_stands_still_until_it_goes_on() {
     assert_eq!(pids, wanted);
     let shell = processes.iter().find(|process| process.pid == running.pid).unwrap();
     assert!(shell.command.starts_with("/bin/sh -c sleep 30 &"), "{}", shell.command);
-    assert_eq!([running.pid, child].map(state), [Some('T'); 2]);
+    assert_eq!([running.pid, child].map(|pid| agent.state(pid)), [Some('T'); 2]);
     assert_eq!(stop(&agent).await.unwrap().len(), 2, "stopping twice is once");
 
     running.send(Input::Stdin("heard\n".into())).await;
@@ -71,15 +66,15 @@ async fn what_was_stopped_before_stays_stopped() {
     let mut running =
         agent.open(sh("sleep 30 & kill -STOP $!; echo $!; read line; kill -KILL $!; echo end")).await.unwrap();
     let child: u32 = running.read_until("\n").await.trim().parse().unwrap();
-    eventually("the stop", || state(child) == Some('T')).await;
+    eventually("the stop", || agent.state(child) == Some('T')).await;
     for _ in 0..2 {
         stop(&agent).await.unwrap();
         stop(&agent).await.unwrap();
         go_on(&agent).await;
     }
     let shell = running.pid;
-    eventually("the shell goes on", || state(shell) == Some('S')).await;
-    assert_eq!(state(child), Some('T'));
+    eventually("the shell goes on", || agent.state(shell) == Some('S')).await;
+    assert_eq!(agent.state(child), Some('T'));
     running.send(Input::Stdin("\n".into())).await;
     running.read_until("end\n").await;
 }
@@ -92,7 +87,7 @@ async fn whatever_forks_all_the_time_is_stopped_whole_and_loses_nothing() {
     running.read_until("ready\n").await;
     for _ in 0..5 {
         let processes = stop(&agent).await.unwrap();
-        let still = descendants(agent.pid());
+        let still = descendants(&agent);
         assert!(still.iter().all(|(_, state)| matches!(state, 'T' | 'Z')), "{still:?}");
         let alive = still.iter().filter(|(_, state)| *state == 'T').count();
         assert_eq!(alive, processes.len());
@@ -112,10 +107,10 @@ time.sleep(60)";
     let mut running = agent.open(program(&["python3", "-c", script])).await.unwrap();
     running.read_until("ready\n").await;
     stop(&agent).await.unwrap();
-    let tasks: Vec<_> = fs::read_dir(format!("/proc/{}/task", running.pid)).unwrap().flatten().collect();
+    let tasks = agent.proc_names(&format!("{}/task", running.pid));
     assert_eq!(tasks.len(), 5);
-    for task in tasks {
-        let stat = fs::read_to_string(task.path().join("stat")).unwrap();
+    for (task, _) in tasks {
+        let stat = agent.proc(&format!("{}/task/{task}/stat", running.pid)).unwrap();
         assert!(stat.contains(") T "), "{stat}");
     }
     go_on(&agent).await;
@@ -129,7 +124,7 @@ async fn a_standstill_is_not_broken_but_a_kill_works() {
     let refused = agent.open(sh("true")).await.err().unwrap();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(running.signal(libc::SIGCONT).await.unwrap_err().code(), Code::FailedPrecondition);
-    assert_eq!(state(running.pid), Some('T'));
+    assert_eq!(agent.state(running.pid), Some('T'));
     assert!(running.signal(9).await.unwrap());
     assert_eq!(running.outcome().await.exited.signal, 9);
     assert_eq!(stop(&agent).await.unwrap(), []);

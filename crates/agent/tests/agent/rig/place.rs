@@ -1,0 +1,106 @@
+//! Where the tests have their agents: beside them, or in containers of a Docker Engine.
+//!
+//! `CLOUD_SANDBOX_TEST_AGENT_IN` names the place: nothing for a process of this machine, reached by a socket; `stdio` for
+//! one that is reached by its standard streams; `docker`, `docker+runsc` and so on for containers, which are reached in the
+//! same way. For containers, `CLOUD_SANDBOX_TEST_DOCKER` is the daemon's address, `CLOUD_SANDBOX_TEST_IMAGE` the image, and
+//! `CLOUD_SANDBOX_TEST_AGENT` the path of an agent that runs in it.
+
+use std::{env, path::Path, process::Command, sync::LazyLock};
+
+static PLACE: LazyLock<Place> = LazyLock::new(|| match variable("CLOUD_SANDBOX_TEST_AGENT_IN").as_deref() {
+    None => Place::Here,
+    Some("stdio") => Place::Stdio,
+    Some("docker") => Place::Docker(None),
+    Some(other) => match other.strip_prefix("docker+") {
+        Some(runtime) => Place::Docker(Some(runtime.to_owned())),
+        None => panic!("CLOUD_SANDBOX_TEST_AGENT_IN must be stdio, docker or docker+RUNTIME, not {other}"),
+    },
+});
+
+/// Tests that say nothing about agents in containers, by the reason. Every other test holds everywhere.
+const NOT_IN_CONTAINERS: &[(&str, &[&str])] = &[
+    (
+        "it starts a process on this machine by itself, and tells of it alone",
+        &[
+            "start::an_inherited_socket_is_taken_over_and_kept_from_processes",
+            "start::an_agent_that_cannot_listen_says_so",
+            "start::within_another_process_only_its_own_children_are_reaped",
+            "ways_in::one_connection_waits_until_it_is_taken_up_and_then_the_next",
+            "ways_in::a_connection_that_is_closed_unused_is_made_again",
+            "ways_in::an_agent_whose_node_is_gone_ends",
+            "ways_in::standard_streams_carry_many_connections",
+            "ways_in::what_users_run_has_nothing_of_the_standard_streams",
+            "ways_in::the_end_of_standard_input_ends_the_agent",
+            "ways_in::nonsense_on_standard_input_ends_the_agent_with_an_error",
+            "ways_in::standard_streams_that_cannot_be_waited_for_are_refused",
+            "ways_in::standard_streams_are_one_socket_as_well",
+        ],
+    ),
+    ("a container has walls, which is what is asserted there instead", &["walls::missing_walls_are_found"]),
+];
+
+/// Tests that need a daemon, by the reason.
+const IN_CONTAINERS_ALONE: &[(&str, &[&str])] =
+    &[("it is about containers", &["walls::containers_have_the_walls_that_their_runtime_claims"])];
+
+/// Tests of what the kernel of gVisor does not have. What the agent answers there is asserted in `gvisor`.
+const NOT_UNDER_GVISOR: &[(&str, &[&str])] = &[];
+
+pub enum Place {
+    Here,
+    Stdio,
+    Docker(Option<String>),
+}
+
+impl Place {
+    pub fn of_agents() -> &'static Self {
+        &PLACE
+    }
+}
+
+/// Whether agents are in containers with a kernel of their own.
+pub fn is_gvisor() -> bool {
+    matches!(Place::of_agents(), Place::Docker(Some(runtime)) if runtime.starts_with("runsc"))
+}
+
+/// Whether the test that runs now says nothing about the place of its agents; says so where it is.
+pub fn left_out() -> bool {
+    let thread = std::thread::current();
+    let test = thread.name().expect("tests run on threads with their names").to_owned();
+    let mut tables = Vec::new();
+    match Place::of_agents() {
+        Place::Docker(_) => tables.extend(NOT_IN_CONTAINERS),
+        Place::Here | Place::Stdio => tables.extend(IN_CONTAINERS_ALONE),
+    }
+    if is_gvisor() {
+        tables.extend(NOT_UNDER_GVISOR);
+    }
+    let reason = tables.iter().find(|(_, tests)| tests.contains(&test.as_str())).map(|(reason, _)| *reason);
+    if let Some(reason) = reason {
+        println!("{test} is left out: {reason}");
+    }
+    reason.is_some()
+}
+
+/// Starts an agent as the first process of a container, in which `folder` lies where it lies here.
+pub fn container(runtime: Option<&str>, folder: &Path, options: &[&str]) -> Command {
+    let program = variable("CLOUD_SANDBOX_TEST_AGENT").unwrap_or(env!("CARGO_BIN_EXE_cloud-sandbox-agent").to_owned());
+    let mut command = Command::new("docker");
+    if let Some(daemon) = variable("CLOUD_SANDBOX_TEST_DOCKER") {
+        command.args(["--host", &daemon]);
+    }
+    let unique = folder.file_name().and_then(|name| name.to_str()).unwrap().trim_start_matches('.');
+    command.args(["run", "--rm", "--interactive", "--network=none", "--security-opt=no-new-privileges"]);
+    command.arg(format!("--name=cloud-sandbox-test-{unique}"));
+    command.args(runtime.map(|runtime| format!("--runtime={runtime}")));
+    command.arg(format!("--volume={0}:{0}", folder.display()));
+    command.arg(format!("--volume={program}:/.cloud-sandbox/agent:ro"));
+    command.args(["--volume=/dev/shm:/dev/shm", "--entrypoint=/.cloud-sandbox/agent"]).args(options);
+    command.arg(variable("CLOUD_SANDBOX_TEST_IMAGE").unwrap_or("sandbox-test:base".to_owned()));
+    command.arg("--stdio");
+    command
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}

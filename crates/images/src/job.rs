@@ -1,0 +1,88 @@
+//! What a thread at work on files is told by those who wait for it, and tells them.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use cloud_sandbox_model::template::Progress;
+
+use crate::{ImageError, limits::Limits, work::Work};
+
+/// One making of an image, or of a layer of one. Copies are the same one.
+#[derive(Clone)]
+pub(crate) struct Job {
+    /// what is made, for errors: `tarball /srv/a.tar`
+    pub(crate) what: String,
+    /// the folder of the store
+    pub(crate) store: Arc<Path>,
+    pub(crate) limits: Limits,
+    pub(crate) progress: Arc<Progress>,
+    stop: Arc<AtomicBool>,
+}
+
+/// A number that no other thing that is half made has in its name.
+pub(crate) fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Job {
+    pub(crate) fn new(what: String, store: Arc<Path>, limits: Limits, progress: Arc<Progress>) -> Self {
+        Self { what, store, limits, progress, stop: Arc::default() }
+    }
+
+    /// The same for a part of it.
+    pub(crate) fn part(&self, what: String) -> Self {
+        Self { what, ..self.clone() }
+    }
+
+    /// A new folder to make something in.
+    pub(crate) fn work(&self) -> Result<Work, ImageError> {
+        Work::new(&self.store, number())
+    }
+
+    /// The path of a new file among what is half made.
+    pub(crate) fn draft(&self) -> PathBuf {
+        crate::work::drafts(&self.store).join(format!("blob-{}", number()))
+    }
+
+    /// An error once nobody waits any more.
+    pub(crate) fn go_on(&self) -> Result<(), ImageError> {
+        if self.is_stopped() { Err(ImageError::Stopped) } else { Ok(()) }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Runs on a thread of its own, which ends soon after this call is dropped.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Self) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, ImageError> {
+        let job = Self { stop: Arc::default(), ..self.clone() };
+        let dropped = SetOnDrop(job.stop.clone());
+        let ended = tokio::task::spawn_blocking(move || run(&job)).await;
+        drop(dropped);
+        match ended {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // the runtime shuts down
+                Err(_) => Err(ImageError::Stopped),
+            },
+        }
+    }
+}
+
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
