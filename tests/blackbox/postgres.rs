@@ -144,7 +144,7 @@ async fn server_of_everything_keeps_its_sessions_in_the_database_and_names_it_wh
     let api = server.user("ada").await;
     assert_eq!(api.get(&path(&session)).await.1["state"], "failed", "its sandbox ended with the server");
     database.kill();
-    let named = "session-manager\":\"sessions: the session store is unavailable";
+    let named = "session-manager\":\"sessions: the database is unavailable";
     assert!(is_not_ready(&server.url, named).await, "{:?}", readiness(&server.url).await);
     database.start_again();
     eventually("ready again", || async { readiness(&server.url).await.0 == 200 }).await;

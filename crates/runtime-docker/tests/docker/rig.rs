@@ -6,7 +6,6 @@ use std::{
     path::Path,
     process::Command,
     sync::Arc,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
