@@ -9,6 +9,7 @@ use std::{
 };
 
 use cloud_sandbox_model::template::Progress;
+use tokio::sync::RwLock;
 
 use crate::{ImageError, limits::Limits, work::Work};
 
@@ -22,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) limits: Limits,
     pub(crate) progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
+    /// held for reading by each thread at work
+    running: Arc<RwLock<()>>,
 }
 
 /// A number that no other thing that is half made has in its name.
@@ -32,7 +35,7 @@ pub(crate) fn number() -> u64 {
 
 impl Job {
     pub(crate) fn new(what: String, store: Arc<Path>, limits: Limits, progress: Arc<Progress>) -> Self {
-        Self { what, store, limits, progress, stop: Arc::default() }
+        Self { what, store, limits, progress, stop: Arc::default(), running: Arc::default() }
     }
 
     /// The same for a part of it.
@@ -66,8 +69,11 @@ impl Job {
     ) -> Result<T, ImageError> {
         let job = Self { stop: Arc::default(), ..self.clone() };
         let dropped = SetOnDrop(job.stop.clone());
-        let ended = tokio::task::spawn_blocking(move || run(&job)).await;
+        let running = self.running.clone().read_owned().await;
+        // Nobody may wait for the result any more: then it is dropped before the thread counts as ended.
+        let ended = tokio::task::spawn_blocking(move || (run(&job), running)).await;
         drop(dropped);
+        let ended = ended.map(|(result, _)| result);
         match ended {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
@@ -76,6 +82,13 @@ impl Job {
                 Err(_) => Err(ImageError::Stopped),
             },
         }
+    }
+}
+
+impl Job {
+    /// Waits for the threads whose calls were dropped, so that nothing of them is left.
+    pub(crate) async fn ended(&self) {
+        drop(self.running.write().await);
     }
 }
 

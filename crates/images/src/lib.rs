@@ -25,9 +25,6 @@ mod unpack;
 mod users;
 mod work;
 
-#[cfg(test)]
-mod tests;
-
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 pub use crate::{error::ImageError, limits::Limits, store::ImageStore};

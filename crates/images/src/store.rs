@@ -129,6 +129,7 @@ impl ImageStore {
             Err(error) => Err(error),
         };
         if let Err(error) = result {
+            job.ended().await;
             // what of the layers came is of no use to others; the error that says why is the one to tell
             let _ = self.collect(progress.clone()).await;
             return Err(error);
