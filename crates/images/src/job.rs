@@ -11,7 +11,7 @@ use std::{
 use cloud_sandbox_model::template::Progress;
 use tokio::sync::RwLock;
 
-use crate::{ImageError, limits::Limits, work::Work};
+use crate::{ImageError, limits::Limits, turns::Turn, work::Work};
 
 /// One making of an image, or of a layer of one. Copies are the same one.
 #[derive(Clone)]
@@ -25,6 +25,9 @@ pub(crate) struct Job {
     stop: Arc<AtomicBool>,
     /// held for reading by each thread at work
     running: Arc<RwLock<()>>,
+    /// The turns that the work is done in. A thread has them too, so that they last until it has ended, also when the
+    /// call was dropped.
+    turns: Vec<Arc<Turn>>,
 }
 
 /// A number that no other thing that is half made has in its name.
@@ -35,12 +38,19 @@ pub(crate) fn number() -> u64 {
 
 impl Job {
     pub(crate) fn new(what: String, store: Arc<Path>, limits: Limits, progress: Arc<Progress>) -> Self {
-        Self { what, store, limits, progress, stop: Arc::default(), running: Arc::default() }
+        let (stop, running) = (Arc::default(), Arc::default());
+        Self { what, store, limits, progress, stop, running, turns: Vec::new() }
     }
 
-    /// The same for a part of it.
-    pub(crate) fn part(&self, what: String) -> Self {
-        Self { what, ..self.clone() }
+    /// The same for a part of it, in a turn of its own.
+    pub(crate) fn part(&self, what: String, turn: Turn) -> Self {
+        Self { what, ..self.clone() }.in_turn(turn)
+    }
+
+    /// The same as long as somebody has this turn.
+    pub(crate) fn in_turn(mut self, turn: Turn) -> Self {
+        self.turns.push(Arc::new(turn));
+        self
     }
 
     /// A new folder to make something in.
@@ -60,6 +70,11 @@ impl Job {
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the threads whose calls were dropped, so that nothing of them is left.
+    pub(crate) async fn ended(&self) {
+        drop(self.running.write().await);
     }
 
     /// Runs on a thread of its own, which ends soon after this call is dropped.
@@ -82,13 +97,6 @@ impl Job {
                 Err(_) => Err(ImageError::Stopped),
             },
         }
-    }
-}
-
-impl Job {
-    /// Waits for the threads whose calls were dropped, so that nothing of them is left.
-    pub(crate) async fn ended(&self) {
-        drop(self.running.write().await);
     }
 }
 

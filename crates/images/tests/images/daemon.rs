@@ -96,7 +96,7 @@ async fn an_image_is_the_same_by_the_daemon_and_by_its_registry() {
     let other = rig.store.prepare("other@1", &layers::source(&pushed.image), &Arc::default()).await.unwrap();
     assert_eq!(imported.env, other.env);
     assert_eq!((imported.user, imported.workdir), (other.user, other.workdir));
-    assert_eq!((imported.digest, imported.bytes), (other.digest, other.bytes));
+    assert_eq!(imported.digest, other.digest);
     let own = |root| {
         let mut tree = tree(root);
         tree.retain(|path, _| ["a", "gone", "link"].contains(&path.split('/').next().unwrap()));

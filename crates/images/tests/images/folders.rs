@@ -113,7 +113,7 @@ async fn images_are_listed_found_and_removed() {
     let source = system(&rig);
     assert!(rig.store.list().await.unwrap().is_empty());
     let image = rig.prepare(&source).await.unwrap();
-    assert_eq!(rig.store.list().await.unwrap(), [image.clone()]);
+    assert_eq!(rig.store.list().await.unwrap(), std::slice::from_ref(&image));
     assert_eq!(rig.store.get(REFERENCE), Some(image));
     rig.store.remove(REFERENCE).await.unwrap();
     rig.store.remove(REFERENCE).await.unwrap();

@@ -78,6 +78,7 @@ async fn links_to_the_outside_are_the_images_own_business() {
     assert_eq!(std::fs::read_to_string(image.root.join(&outside[1..])).unwrap(), "inside");
     assert_eq!(std::fs::read_to_string(image.root.join("c")).unwrap(), "inside");
     rig.assert_untouched();
+    rig.store.remove(&image.reference).await.unwrap();
 
     let archive = pack().symlink("a", &outside).file("a/secret", "inside").symlink("d", &outside).hard_link("e", "d");
     let image = rig.unpack(&archive.bytes()).await.unwrap();

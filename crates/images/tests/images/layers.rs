@@ -9,7 +9,7 @@ use crate::{
     pack::{Pack, gzip, pack, zstd},
     push::{Pushed, digest, here, push},
     registry::{self, RegistryServer},
-    rig::{REFERENCE, Rig, eventually, give_up_while, inode, names, options, tree},
+    rig::{REFERENCE, Rig, eventually, give_up_while, inode, large, names, options, tree},
     small_disk::SmallDisk,
 };
 
@@ -221,9 +221,7 @@ async fn limits_hold_for_all_layers_together() {
 
 #[tokio::test]
 async fn a_call_that_is_given_up_leaves_nothing_that_is_half_made() {
-    let content = "0123456789abcdef".repeat(64);
-    let large = (0..20_000).fold(pack(), |pack, number| pack.file(&format!("{}/{number}", number / 100), &content));
-    let Some((rig, _server, pushed)) = with(vec![large.bytes()]).await else { return };
+    let Some((rig, _server, pushed)) = with(vec![large()]).await else { return };
     give_up_while(&rig, &source(&pushed.image), "pulling").await;
     eventually("the threads end", async || names(&rig.path("work")).is_empty()).await;
     assert_eq!(names(&rig.path("trees")), [""; 0]);

@@ -1,7 +1,9 @@
 //! Root file systems of every kind of source: what is in them, and that nothing else is touched, or left after a fault.
 
+// a test that panics fails, which is the point
+#![allow(clippy::unwrap_used)]
+
 #[path = "../../../../tests/setup/docker.rs"]
-#[expect(dead_code, reason = "some is for other tests")]
 mod docker;
 #[path = "../../../../tests/setup/registry.rs"]
 mod registry;

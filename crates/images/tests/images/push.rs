@@ -88,6 +88,11 @@ pub fn manifest(config: &Value, layers: &[Value]) -> Value {
 /// Puts an image there as `NAME:latest`.
 pub async fn push(server: &RegistryServer, name: &str, layers: Vec<Vec<u8>>, config: &Value) -> Pushed {
     let pusher = Pusher::new(server, name).await;
+    let mut config = config.clone();
+    if !config["rootfs"].is_null() {
+        // of the plain layers; a daemon compares them
+        config["rootfs"]["diff_ids"] = layers.iter().map(|layer| digest(layer)).collect();
+    }
     let config = pusher.blob(config.to_string().as_bytes()).await;
     let mut blobs = Vec::new();
     for layer in &layers {

@@ -14,6 +14,8 @@ use cloud_sandbox_images::{Image, ImageError, ImageStore, Limits, Options};
 use cloud_sandbox_model::template::{Progress, Source};
 use tempfile::TempDir;
 
+use crate::pack::pack;
+
 pub const REFERENCE: &str = "python@3";
 /// Far more than anything takes on a machine that is not stuck.
 const EVENTUALLY: Duration = Duration::from_secs(120);
@@ -143,18 +145,35 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Begins to prepare, and gives up in the middle of a phase.
+/// Begins to prepare, and gives up in the middle of a phase. On a busy machine it may be over before that is seen.
 pub async fn give_up_while(rig: &Rig, source: &Source, phase: &str) {
-    let progress = Arc::new(Progress::default());
-    let under_way = async {
-        let (mut now, mut done, _) = progress.now();
-        while now != phase || done == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            (now, done, _) = progress.now();
+    for _ in 0..ATTEMPTS {
+        let progress = Arc::new(Progress::default());
+        let under_way = async {
+            let (mut now, mut done, _) = progress.now();
+            while now != phase || done == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                (now, done, _) = progress.now();
+            }
+        };
+        tokio::select! {
+            made = rig.store.prepare(REFERENCE, source, &progress) => { made.unwrap(); }
+            () = under_way => return,
         }
-    };
-    tokio::select! {
-        made = rig.store.prepare(REFERENCE, source, &progress) => panic!("it was over too soon: {made:?}"),
-        () = under_way => {}
+        rig.store.remove(REFERENCE).await.unwrap();
     }
+    panic!("it was over too soon {ATTEMPTS} times");
 }
+
+/// How often something may be over before it is seen to be under way.
+const ATTEMPTS: usize = 20;
+
+/// An archive with enough files to be in the middle of.
+pub fn large() -> Vec<u8> {
+    let content = "0123456789abcdef".repeat(512);
+    let files = (0..LARGE).fold(pack(), |pack, number| pack.file(&format!("{}/{number}", number / 100), &content));
+    files.bytes()
+}
+
+/// How many files that archive has, of 8 KiB each.
+pub const LARGE: u64 = 2000;
