@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../../tests/setup/docker.rs"]
+#[expect(dead_code, reason = "some is for other tests")]
 mod docker;
 #[path = "../../../../tests/setup/registry.rs"]
 mod registry;
