@@ -2,9 +2,13 @@
 //! system exported, and the container removed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{self, Read},
     path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -54,11 +58,21 @@ pub(crate) struct Docker {
     owner: String,
     /// in the name of each container of this process
     tag: String,
+    /// the containers of this process that are in use
+    used: Arc<Mutex<HashSet<String>>>,
+    /// there may be containers that nobody uses
+    untidy: Arc<AtomicBool>,
 }
 
 impl Docker {
     pub(crate) fn new(host: Option<String>, owner: String, tag: String) -> Self {
-        Self { host: host.unwrap_or_else(|| DEFAULT_HOST.to_owned()), owner, tag }
+        Self {
+            host: host.unwrap_or_else(|| DEFAULT_HOST.to_owned()),
+            owner,
+            tag,
+            used: Arc::default(),
+            untidy: Arc::new(true.into()),
+        }
     }
 
     fn socket(&self) -> Result<PathBuf, ImageError> {
@@ -81,9 +95,16 @@ impl Docker {
         client.negotiate_version().await.map_err(|error| self.failed("say which version of its API it has", error))
     }
 
-    /// Removes the containers that an earlier process of this store left.
+    /// Removes the containers that an earlier process of this store left, and those that could not be removed.
     pub(crate) async fn sweep(&self) {
-        match timeout(SWEEP_WITHIN, self.remove_leftovers()).await {
+        if !self.untidy.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let swept = timeout(SWEEP_WITHIN, self.remove_leftovers()).await;
+        if !matches!(swept, Ok(Ok(()))) {
+            self.untidy.store(true, Ordering::Relaxed);
+        }
+        match swept {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(error = error.chain(), "the daemon was not asked for old imports"),
             Err(_) => tracing::warn!(host = self.host, "the Docker daemon does not answer"),
@@ -98,9 +119,12 @@ impl Docker {
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let listed = client.list_containers(Some(options)).await;
         for container in listed.map_err(|error| self.failed("list containers", error))? {
-            let is_ours = container.names.iter().flatten().any(|name| name.contains(&self.tag));
-            if let Some(id) = container.id.filter(|_| !is_ours) {
-                remove(&client, &id).await;
+            let is_used = {
+                let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+                container.names.iter().flatten().any(|name| used.contains(name.trim_start_matches('/')))
+            };
+            if let Some(id) = container.id.filter(|_| !is_used) {
+                remove(&client, &id).await.map_err(|error| self.failed("remove a container", error))?;
             }
         }
         Ok(())
@@ -108,6 +132,7 @@ impl Docker {
 
     /// Makes the root file system of an image.
     pub(crate) async fn import(&self, wanted: &Wanted, job: &Job) -> Result<Made, ImageError> {
+        self.sweep().await;
         let client = self.connect().await?;
         let told = self.find(&client, wanted, job).await?;
         let image = &wanted.image;
@@ -183,7 +208,9 @@ impl Docker {
             ..ContainerCreateBody::default()
         };
         // first the guard: the daemon may make the container although the call fails, or is dropped
-        let container = Container { client: client.clone(), name, removed: false };
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        let (used, untidy) = (self.used.clone(), self.untidy.clone());
+        let container = Container { client: client.clone(), name, used, untidy };
         let made = client.create_container(Some(options), body).await;
         match made {
             Ok(_) => Ok(container),
@@ -275,34 +302,54 @@ fn with_tag(image: &str) -> String {
 /// A container, removed also when the import is given up.
 struct Container {
     client: Client,
+    /// empty once it is removed
     name: String,
-    removed: bool,
+    used: Arc<Mutex<HashSet<String>>>,
+    untidy: Arc<AtomicBool>,
 }
 
 impl Container {
     async fn remove(mut self) {
-        remove(&self.client, &self.name).await;
-        self.removed = true;
+        let name = self.let_go();
+        remove_or_note(&self.client, &name, &self.untidy).await;
+    }
+
+    fn let_go(&mut self) -> String {
+        let name = std::mem::take(&mut self.name);
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        name
     }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if !self.removed {
-            let (client, name) = (self.client.clone(), std::mem::take(&mut self.name));
+        if self.name.is_empty() {
+            return;
+        }
+        let (client, name, untidy) = (self.client.clone(), self.let_go(), self.untidy.clone());
+        match tokio::runtime::Handle::try_current() {
             // when the process ends before it has, the next one removes the container
-            runtime.spawn(async move { remove(&client, &name).await });
+            Ok(runtime) => drop(runtime.spawn(async move { remove_or_note(&client, &name, &untidy).await })),
+            Err(_) => untidy.store(true, Ordering::Relaxed),
         }
     }
 }
 
+/// Removes a container, or has the next import do it.
+async fn remove_or_note(client: &Client, name: &str, untidy: &AtomicBool) {
+    if let Err(error) = remove(client, name).await {
+        tracing::warn!(name, %error, "the container of an import stays for now");
+        untidy.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Removes a container, if it is there, with the volumes that were made for it.
-async fn remove(client: &Client, name: &str) {
+async fn remove(client: &Client, name: &str) -> Result<(), Error> {
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     match client.remove_container(name, Some(options)).await {
-        Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
-        Err(error) => tracing::warn!(name, %error, "the container of an import stays until the next start"),
+        // it has gone, or is going
+        Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -342,6 +389,17 @@ mod tests {
             ("ghcr.io/a/b@sha256:00", "ghcr.io/a/b@sha256:00"),
         ] {
             assert_eq!(with_tag(image), whole);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_may_not_be_used_is_told_from_one_where_nobody_is() {
+        let error = |kind: io::ErrorKind| unconnected("/run/docker.sock".into(), kind.into());
+        let refused = error(io::ErrorKind::PermissionDenied);
+        assert!(matches!(refused, ImageError::NoPermission { .. }));
+        assert!(refused.to_string().contains("socket /run/docker.sock; run the node as root"), "{refused}");
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused] {
+            assert!(matches!(error(kind), ImageError::NoDaemon { .. }));
         }
     }
 

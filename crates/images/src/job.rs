@@ -9,8 +9,9 @@ use std::{
 };
 
 use cloud_sandbox_model::template::Progress;
+use tokio::sync::RwLock;
 
-use crate::{ImageError, limits::Limits, work::Work};
+use crate::{ImageError, limits::Limits, turns::Turn, work::Work};
 
 /// One making of an image, or of a layer of one. Copies are the same one.
 #[derive(Clone)]
@@ -22,6 +23,11 @@ pub(crate) struct Job {
     pub(crate) limits: Limits,
     pub(crate) progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
+    /// held for reading by each thread at work
+    running: Arc<RwLock<()>>,
+    /// The turns that the work is done in. A thread has them too, so that they last until it has ended, also when the
+    /// call was dropped.
+    turns: Vec<Arc<Turn>>,
 }
 
 /// A number that no other thing that is half made has in its name.
@@ -32,12 +38,19 @@ pub(crate) fn number() -> u64 {
 
 impl Job {
     pub(crate) fn new(what: String, store: Arc<Path>, limits: Limits, progress: Arc<Progress>) -> Self {
-        Self { what, store, limits, progress, stop: Arc::default() }
+        let (stop, running) = (Arc::default(), Arc::default());
+        Self { what, store, limits, progress, stop, running, turns: Vec::new() }
     }
 
-    /// The same for a part of it.
-    pub(crate) fn part(&self, what: String) -> Self {
-        Self { what, ..self.clone() }
+    /// The same for a part of it, in a turn of its own.
+    pub(crate) fn part(&self, what: String, turn: Turn) -> Self {
+        Self { what, ..self.clone() }.in_turn(turn)
+    }
+
+    /// The same as long as somebody has this turn.
+    pub(crate) fn in_turn(mut self, turn: Turn) -> Self {
+        self.turns.push(Arc::new(turn));
+        self
     }
 
     /// A new folder to make something in.
@@ -59,6 +72,11 @@ impl Job {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Waits for the threads whose calls were dropped, so that nothing of them is left.
+    pub(crate) async fn ended(&self) {
+        drop(self.running.write().await);
+    }
+
     /// Runs on a thread of its own, which ends soon after this call is dropped.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
@@ -66,8 +84,11 @@ impl Job {
     ) -> Result<T, ImageError> {
         let job = Self { stop: Arc::default(), ..self.clone() };
         let dropped = SetOnDrop(job.stop.clone());
-        let ended = tokio::task::spawn_blocking(move || run(&job)).await;
+        let running = self.running.clone().read_owned().await;
+        // Nobody may wait for the result any more: then it is dropped before the thread counts as ended.
+        let ended = tokio::task::spawn_blocking(move || (run(&job), running)).await;
         drop(dropped);
+        let ended = ended.map(|(result, _)| result);
         match ended {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {

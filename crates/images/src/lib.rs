@@ -25,9 +25,6 @@ mod unpack;
 mod users;
 mod work;
 
-#[cfg(test)]
-mod tests;
-
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 pub use crate::{error::ImageError, fit::about_itself, limits::Limits, store::ImageStore};
@@ -65,7 +62,7 @@ pub struct Image {
     pub workdir: Option<String>,
     /// whom it was made to run as: a name or number, with a group after a colon or without
     pub user: Option<String>,
-    /// bytes of all files; what it shares with other images counts too
+    /// bytes of all files; what is shared with other images counts too, and what one layer has replaced of another
     pub bytes: u64,
     /// What it is made of: of an image that of its configuration (the id of an image at a daemon), of a tarball that of
     /// the file, of a folder that of names, modes and contents.

@@ -161,7 +161,9 @@ impl Remote {
         let failed = writing(&job.store, "write a layer");
         let mut stream = self.open(blob).await?;
         let draft = Draft(job.draft());
-        let mut file = BufWriter::with_capacity(BUFFER, File::create_new(&draft.0).await.map_err(&failed)?);
+        // not on another thread: it would make the file after this call was dropped, and the file removed
+        let file = std::fs::File::create_new(&draft.0).map_err(&failed)?;
+        let mut file = BufWriter::with_capacity(BUFFER, File::from_std(file));
         let mut size = 0;
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|error| self.broken(blob, error))?;

@@ -116,13 +116,13 @@ impl ImageStore {
 
     /// Fetches and unpacks a layer, unless another call has done it meanwhile.
     async fn layer(&self, remote: &Remote, blob: Blob, job: &Job) -> Result<(), ImageError> {
-        let _turn = self.0.turns.take(format!("layer {}", blob.digest)).await;
+        let turn = self.0.turns.take(format!("layer {}", blob.digest)).await;
+        let part = job.part(format!("layer {} of {}", blob.digest, job.what), turn);
         let Some(name) = layer_name(&blob.digest).filter(|_| !self.has(&blob)) else {
             job.progress.advance(blob.size);
             return Ok(());
         };
         let draft = remote.fetch(&blob, job).await?;
-        let part = job.part(format!("layer {} of {}", blob.digest, job.what));
         part.blocking(move |job| {
             let opened = File::open(&draft.0).map_err(writing(&job.store, "read a layer"))?;
             let work = job.work()?;

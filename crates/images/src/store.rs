@@ -102,7 +102,8 @@ impl ImageStore {
     /// Makes the root file system of a source, or finds it: a second call for the same reference and source has nothing
     /// to do. `reference` is the template's: `name@version`, or the name of a built-in one.
     ///
-    /// When it fails, or is dropped, nothing of it is left. An image of the same reference that another source was made
+    /// When it fails, nothing of it is left; when it is dropped, no more than whole layers, until the next image is
+    /// removed. An image of the same reference that another source was made
     /// into is replaced.
     pub async fn prepare(
         &self,
@@ -112,14 +113,14 @@ impl ImageStore {
     ) -> Result<Image, ImageError> {
         let path = self.tree(reference)?;
         progress.begin("waiting", 0);
-        let _turn = self.0.turns.take(format!("tree {reference}")).await;
+        let turn = self.0.turns.take(format!("tree {reference}")).await;
         let told = source::describe(source);
         if let Some((record, image)) = self.found(reference, &path)
             && record.source == told
         {
             return Ok(image);
         }
-        let job = Job::new(told.clone(), self.0.folder.clone(), self.0.limits, progress.clone());
+        let job = Job::new(told.clone(), self.0.folder.clone(), self.0.limits, progress.clone()).in_turn(turn);
         let result = match self.make(source, &job).await {
             Ok((made, pinned)) => {
                 let kept = self.keep(made, told, path.clone(), &job).await;
@@ -129,6 +130,7 @@ impl ImageStore {
             Err(error) => Err(error),
         };
         if let Err(error) = result {
+            job.ended().await;
             // what of the layers came is of no use to others; the error that says why is the one to tell
             let _ = self.collect(progress.clone()).await;
             return Err(error);
@@ -140,8 +142,9 @@ impl ImageStore {
     /// Removes an image, and the layers that no other one needs. No sandbox may use it. There may be none.
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
         let path = self.tree(reference)?;
-        let _turn = self.0.turns.take(format!("tree {reference}")).await;
-        let job = Job::new(format!("image {reference}"), self.0.folder.clone(), self.0.limits, Arc::default());
+        let turn = self.0.turns.take(format!("tree {reference}")).await;
+        let what = format!("image {reference}");
+        let job = Job::new(what, self.0.folder.clone(), self.0.limits, Arc::default()).in_turn(turn);
         job.blocking(move |job| work::discard(&job.store, &path).map_err(writing(&job.store, "remove an image")))
             .await?;
         self.collect(Arc::default()).await

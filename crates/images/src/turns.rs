@@ -8,13 +8,16 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+/// A turn that somebody has.
+pub(crate) type Turn = OwnedMutexGuard<()>;
+
 /// A turn for each name.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<HashMap<String, Arc<AsyncMutex<()>>>>);
 
 impl Turns {
     /// Waits until nobody else has the turn of this name.
-    pub(crate) async fn take(&self, name: String) -> OwnedMutexGuard<()> {
+    pub(crate) async fn take(&self, name: String) -> Turn {
         let turn = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
