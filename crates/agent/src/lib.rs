@@ -9,6 +9,7 @@
 
 mod disk;
 mod files;
+mod kernel;
 mod oom;
 mod ports;
 mod process;

@@ -14,7 +14,6 @@ use std::{
     collections::VecDeque,
     fs::File,
     io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -22,9 +21,10 @@ use std::{
 use cloud_sandbox_proto::agent::v1::{
     CompareSnapshotRequest, CompareSnapshotResponse, TakeSnapshotRequest, TakeSnapshotResponse,
 };
+use nix::fcntl::AT_FDCWD;
 use tonic::Status;
 
-use crate::{files, status, worker};
+use crate::{files, kernel, status, worker};
 use tree::Tree;
 pub(crate) use walk::order;
 
@@ -107,8 +107,7 @@ impl Kept {
 }
 
 fn open(folder: &Path) -> io::Result<File> {
-    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    File::options().read(true).custom_flags(flags).open(folder)
+    Ok(kernel::open_folder(AT_FDCWD, folder)?.into())
 }
 
 fn failure(folder: &Path, error: &io::Error) -> Status {

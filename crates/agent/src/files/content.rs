@@ -97,7 +97,10 @@ fn copy_range(source: &File, copy: &File, mut from: i64, to: i64, call: &Call) -
         } else {
             let wanted = wanted.min(buffer.len());
             let read = source.read_at(&mut buffer[..wanted], from.unsigned_abs())?;
-            copy.write_all_at(&buffer[..read], from.unsigned_abs())?;
+            // Where the kernel does not know its holes, they are found here.
+            if buffer[..read].iter().any(|byte| *byte != 0) {
+                copy.write_all_at(&buffer[..read], from.unsigned_abs())?;
+            }
             read
         };
         if copied == 0 {

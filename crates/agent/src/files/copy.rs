@@ -33,7 +33,7 @@ use super::{
     times::{Times, set_times, set_times_of},
     walk::{Kind, Step, Walk, has_gone},
 };
-use crate::worker::Call;
+use crate::{kernel, worker::Call};
 
 /// Set-user-id and set-group-id bits are not copied.
 const COPIED_MODE: u32 = 0o1777;
@@ -250,8 +250,7 @@ impl Drop for Temporary {
 fn copy_folder(source: &Source, folder: &File, name: &OsStr, keep: Keep, call: &Call) -> Result<(), Status> {
     let refused = |error: io::Error| failed(source.operation, &source.path)(error);
     mkdirat(folder, name, Mode::S_IRWXU).map_err(|error| refused(error.into()))?;
-    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let root = File::from(openat(folder, name, flags, Mode::empty()).map_err(|error| refused(error.into()))?);
+    let root = File::from(kernel::open_folder(folder, name).map_err(|error| refused(error.into()))?);
     let mut walk = Walk::of(&source.path).map_err(refused)?;
     while let Some(step) = walk.next().map_err(refused)? {
         call.check()?;

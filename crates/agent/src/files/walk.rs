@@ -21,11 +21,11 @@ use std::{
 use nix::{
     dir::{Dir, Type},
     errno::Errno,
-    fcntl::{AtFlags, OFlag, openat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
     sys::stat::{FileStat, Mode, SFlag, fstat, fstatat},
 };
 
-use crate::snapshot::order;
+use crate::{kernel, snapshot::order};
 
 /// How many folders on the way down stay open.
 const KEPT_OPEN: usize = 24;
@@ -94,7 +94,7 @@ impl Walk {
 
     /// All of what is in the folder `path`, which may be no link.
     pub(crate) fn of_folder(path: &Path) -> io::Result<Self> {
-        Self::new(nix::fcntl::open(path, FOLDER, Mode::empty())?, usize::MAX, Vec::new())
+        Self::new(kernel::open_folder(AT_FDCWD, path)?, usize::MAX, Vec::new())
     }
 
     /// The next step; none at the end. What vanishes on the way is left out.
@@ -109,7 +109,7 @@ impl Walk {
             if let Some(kind) = kind {
                 return Ok(Some(Step::Entry(kind)));
             }
-            match openat(self.folder()?, self.name(), FOLDER, Mode::empty()) {
+            match kernel::open_folder(self.folder()?, self.name()) {
                 Ok(folder) => {
                     self.path.push(b'/');
                     self.enter(folder)?;

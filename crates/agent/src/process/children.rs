@@ -114,11 +114,17 @@ fn deliver(waiting: &mut HashMap<i32, oneshot::Sender<Exit>>, pid: i32, exit: Ex
 fn wait(pid: i32) -> Option<(i32, Exit)> {
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: both pointers are to live, writable memory of the right type.
-    let ended = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()) };
-    if ended <= 0 {
-        return None;
-    }
+    let ended = loop {
+        // SAFETY: both pointers are to live, writable memory of the right type.
+        let found = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()) };
+        if found <= 0 {
+            return None;
+        }
+        // gVisor also tells, unasked, who was stopped or goes on.
+        if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+            break found;
+        }
+    };
     // SAFETY: zeroed at first, and an all-zero rusage is valid.
     let usage = unsafe { usage.assume_init() };
     let signal = if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { 0 };

@@ -8,10 +8,11 @@ use std::{
 };
 
 use cloud_sandbox_proto::agent::v1::StagedFile;
+use nix::fcntl::AT_FDCWD;
 use tonic::Status;
 
 use super::user::User;
-use crate::{files, status};
+use crate::{files, kernel, status};
 
 /// Removes what it made when dropped: the file, its folder with whatever the process left in it, and further parents
 /// as far as they are empty.
@@ -41,8 +42,7 @@ impl Staged {
             DirBuilder::new().mode(0o700).create(folder)?;
             self.folder = Some(folder.to_owned());
             if let Some(user) = user {
-                let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-                let folder = OpenOptions::new().read(true).custom_flags(flags).open(folder)?;
+                let folder = kernel::open_folder(AT_FDCWD, folder)?;
                 fchown(folder, Some(user.uid), Some(user.gid))?;
             }
         }

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::stat::{Stat, all_pids, proc};
+use crate::kernel;
 
 /// How long to wait for those that do not stop at once, since they wait for a disk.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -110,6 +111,10 @@ impl Standstill {
         processes.sort_unstable_by_key(|process| std::cmp::Reverse((process.stat.began, process.pid)));
         let stopped = processes.iter().filter(|process| !before.contains(&process.identity()));
         stopped.for_each(|process| process.signal(Signal::SIGCONT));
+        if is_init() && kernel::is_gvisor() && before.is_empty() {
+            // There a list of processes may lack some while others come and go.
+            let _ = kill(Pid::from_raw(-1), Signal::SIGCONT);
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Option<HashSet<Identity>>> {

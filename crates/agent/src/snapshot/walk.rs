@@ -16,12 +16,12 @@ use std::{
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AtFlags, OFlag, openat},
-    sys::stat::{FileStat, Mode, fstatat},
+    fcntl::AtFlags,
+    sys::stat::{FileStat, fstatat},
 };
 use tonic::Status;
 
-use crate::worker::Call;
+use crate::{kernel, worker::Call};
 
 /// The most that is visited.
 pub(super) const MAX_ENTRIES: usize = 20_000;
@@ -123,8 +123,7 @@ fn open_folder(
     room: usize,
     reach: &mut Reach,
 ) -> Option<(OwnedFd, VecDeque<CString>)> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let folder = openat(parent, name, flags, Mode::empty()).ok()?;
+    let folder = kernel::open_folder(parent, name).ok()?;
     let (names, all) = first_names(&folder, room).ok()?;
     reach.to_the_end &= all;
     Some((folder, names))

@@ -20,7 +20,7 @@ use cloud_sandbox_proto::{
     checkpoint::v1::{EntryKind, TreeEntry},
 };
 use nix::{
-    fcntl::{AtFlags, OFlag, openat},
+    fcntl::{AtFlags, OFlag},
     sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstatat, mkdirat, utimensat},
     unistd::{Gid, Uid, fchownat, mkfifoat, symlinkat},
 };
@@ -31,7 +31,7 @@ use super::{
     parts::Parts,
     roots::{Place, Roots, failed, shown},
 };
-use crate::worker::Call;
+use crate::{kernel, worker::Call};
 use content::Content;
 use folders::Folders;
 
@@ -170,7 +170,7 @@ fn make_folder(parent: BorrowedFd<'_>, name: &OsStr, may_exist: bool) -> nix::Re
         Err(nix::errno::Errno::EEXIST) if may_exist => {}
         made => made?,
     }
-    openat(parent, name, FOLDER, Mode::empty()).map(File::from)
+    kernel::open_folder(parent, name).map(File::from)
 }
 
 fn make_symlink(parent: BorrowedFd<'_>, name: &OsStr, entry: &TreeEntry) -> nix::Result<()> {

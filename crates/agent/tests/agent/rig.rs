@@ -16,7 +16,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 pub use self::{
     agent::{Agent, client},
-    place::{is_gvisor, left_out},
+    place::{in_container, is_gvisor, left_out},
 };
 
 /// Long enough for a busy machine, short enough to see what hangs.
@@ -157,4 +157,13 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 fn request(input: Input) -> RunRequest {
     RunRequest { input: Some(input) }
+}
+
+/// The open descriptors of a shell that printed `/proc/self/fd/*`, without that of the folder it read.
+pub fn descriptors(printed: &str) -> Vec<&str> {
+    let names = printed.lines().map(|line| line.trim_start_matches("/proc/self/fd/"));
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    names.pop();
+    names
 }

@@ -74,7 +74,7 @@ async fn an_agent_that_may_runs_as_another_with_nothing_of_its_own() {
 async fn another_user_reads_its_staged_code_and_owns_its_terminal() {
     let Some(agent) = agent_of_root().await else { return };
     let path = format!("/tmp/.stage-{}/main.sh", agent.pid());
-    let staged = Some(StagedFile { path: path.clone(), content: "id -u; stat -c %u -".into() });
+    let staged = Some(StagedFile { path: path.clone(), content: "id -u; find $(tty) -printf '%U\\n'".into() });
     let terminal = Some(WindowSize { rows: 24, cols: 80 });
     let start = Start { staged, terminal, ..run_as("4321", program(&["sh", &path])) };
     assert_eq!(agent.run(start).await.text().replace('\u{4}', ""), "4321\r\n4321\r\n");

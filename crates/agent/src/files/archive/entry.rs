@@ -3,20 +3,21 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Component, Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat},
     sys::stat::{Mode, mkdirat},
 };
 
+use crate::kernel;
+
+/// As many as the kernel follows (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// The path of an entry within the folder; none when it leads out of it.
@@ -89,27 +90,63 @@ impl Root {
                 opened => return opened,
             }
         }
-        self.open_without_links(path, flags)
+        self.resolve(path, flags)
     }
 
-    /// The same where the kernel does not help: every link on the way is taken for one that leads out.
-    fn open_without_links(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-        let mut reached = openat(&self.folder, ".", FOLDER, Mode::empty())?;
-        let mut parts = path.components().peekable();
-        while let Some(part) = parts.next() {
-            let flags = if parts.peek().is_some() { FOLDER } else { flags | OFlag::O_CLOEXEC };
-            reached = match openat(reached.as_fd(), part.as_os_str(), flags | OFlag::O_NOFOLLOW, Mode::empty()) {
-                Err(Errno::ELOOP) => return Err(Errno::EXDEV),
-                Err(Errno::ENOTDIR) if is_link(&reached, part.as_os_str()) => return Err(Errno::EXDEV),
-                opened => opened?,
-            };
+    /// The same where the kernel does not help: part by part, each from the folder above by descriptor, and each link
+    /// read before anything is opened. What becomes a link in between is refused.
+    fn resolve(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+        // the way back up: nobody can lead it elsewhere by moving a folder
+        let mut way = vec![openat(&self.folder, ".", FOLDER, Mode::empty())?];
+        let mut left = parts(path);
+        let mut links = 0;
+        while let Some(part) = left.pop() {
+            let Some(reached) = way.last() else { return Err(Errno::EXDEV) };
+            match part.as_encoded_bytes() {
+                b"." => continue,
+                b".." => {
+                    way.pop();
+                    continue;
+                }
+                // the top of everything
+                b"/" => return Err(Errno::EXDEV),
+                _ => {}
+            }
+            match readlinkat(reached, part.as_os_str()) {
+                Ok(link) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Errno::ELOOP);
+                    }
+                    left.extend(parts(Path::new(&link)));
+                }
+                Err(Errno::EINVAL | Errno::ENOENT) if left.is_empty() => return open_at(reached, &part, flags),
+                Err(Errno::EINVAL | Errno::ENOENT) => {
+                    let opened = openat(reached, part.as_os_str(), FOLDER | OFlag::O_NOFOLLOW, Mode::empty());
+                    way.push(opened.map_err(unless_link)?);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(reached)
+        open_at(way.last().ok_or(Errno::EXDEV)?, OsStr::new("."), flags)
     }
 }
 
-fn is_link(folder: &OwnedFd, name: &OsStr) -> bool {
-    nix::fcntl::readlinkat(folder, name).is_ok()
+/// The parts of a path, the first at the end.
+fn parts(path: &Path) -> Vec<OsString> {
+    path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+}
+
+/// Opens what is no link.
+fn open_at(folder: &OwnedFd, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    if flags.contains(OFlag::O_DIRECTORY) && !flags.contains(OFlag::O_PATH) {
+        return kernel::open_folder(folder, name);
+    }
+    openat(folder, name, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()).map_err(unless_link)
+}
+
+fn unless_link(error: Errno) -> Errno {
+    if error == Errno::ELOOP { Errno::EXDEV } else { error }
 }
 
 #[cfg(test)]
@@ -129,22 +166,43 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_inside_only_or_not_at_all() {
+    fn links_are_followed_inside_only() {
         let outside = tempfile::tempdir().unwrap();
         fs::create_dir_all(outside.path().join("root/real")).unwrap();
         let folder = outside.path().join("root");
         symlink("real", folder.join("in")).unwrap();
         symlink("..", folder.join("out")).unwrap();
         symlink("/tmp", folder.join("absolute")).unwrap();
+        fs::write(folder.join("file"), "").unwrap();
         let root = Root::new(open_folder(&folder).unwrap());
         assert!(root.make(Path::new("in/new")).is_ok());
         assert!(folder.join("real/new").is_dir());
+        symlink("../real/./../in/new/", folder.join("real/round")).unwrap();
+        symlink("loop", folder.join("loop")).unwrap();
         for out in ["out", "out/x", "absolute/x"] {
             assert_eq!(root.make(Path::new(out)).err(), Some(Errno::EXDEV), "{out}");
         }
-        for link in ["in", "out", "in/new", "absolute/x"] {
-            assert_eq!(root.open_without_links(Path::new(link), FOLDER).err(), Some(Errno::EXDEV), "{link}");
+        // the kernel and what stands in for it agree
+        for path in ["in", "in/new", "real/round", "in/round", "real/new", ".", "in/..", "in/../in/new/../.."] {
+            assert!(root.open(Path::new(path), FOLDER).is_ok(), "{path}");
+            assert!(root.resolve(Path::new(path), FOLDER).is_ok(), "{path}");
         }
-        assert!(root.open_without_links(Path::new("real/new"), FOLDER).is_ok());
+        for (path, error) in [
+            ("out", Errno::EXDEV),
+            ("..", Errno::EXDEV),
+            ("in/../..", Errno::EXDEV),
+            ("absolute", Errno::EXDEV),
+            ("absolute/x", Errno::EXDEV),
+            ("loop", Errno::ELOOP),
+            ("none", Errno::ENOENT),
+            ("none/x", Errno::ENOENT),
+            ("file", Errno::ENOTDIR),
+            ("file/x", Errno::ENOTDIR),
+        ] {
+            for flags in [FOLDER, OFlag::O_DIRECTORY] {
+                assert_eq!(root.open(Path::new(path), flags).err(), Some(error), "{path}");
+                assert_eq!(root.resolve(Path::new(path), flags).err(), Some(error), "{path}");
+            }
+        }
     }
 }
