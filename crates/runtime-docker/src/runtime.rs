@@ -207,7 +207,7 @@ impl Runtime for DockerRuntime {
         &self,
         template: &Template,
         runtime: &RuntimeName,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError> {
         let facts = self.facts().await?;
         let oci_runtime = facts.oci_runtime(runtime)?;

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use cloud_sandbox_model::error::chain;
+use cloud_sandbox_runtime::Prepared;
 use cloud_sandbox_runtime_linux::{
     LinuxRuntime,
     doctor::{Check, Status, examine},
@@ -25,7 +26,7 @@ pub async fn doctor(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if is_able(&checks)
         && let Ok(runtime) = LinuxRuntime::new(&options)
     {
-        let tried = cloud_sandbox_node::try_walls(Arc::new(runtime), folder.path()).await;
+        let tried = cloud_sandbox_node::try_walls(Arc::new(runtime), &Prepared::host(), folder.path()).await;
         let tried = tried.unwrap_or_else(|error| vec![("a sandbox", chain(&error))]);
         note(&mut checks, tried);
     }

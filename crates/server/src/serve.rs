@@ -11,7 +11,7 @@ use axum::{
 };
 use cloud_sandbox_auth::{AuthLayer, Role, Tokens};
 use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Upstreams};
-use cloud_sandbox_node::Node;
+use cloud_sandbox_node::{Node, Runtimes};
 use cloud_sandbox_rpc::{Upstream, connect, in_process};
 use cloud_sandbox_runtime_linux::LinuxRuntime;
 use cloud_sandbox_session::Parts;
@@ -32,7 +32,7 @@ use crate::{
     server::Server,
     settings::{Mode, Resolved, Settings},
     signals::Signals,
-    system::{self, Database, Scheduling, Sessions},
+    system::{self, Database, Machine, Scheduling, Sessions},
     token,
 };
 
@@ -87,10 +87,10 @@ impl Start<'_> {
         let grpc = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
         let workspaces = self.workspaces().await?;
-        let runtime = system::runtime(settings, self.run_dir())?;
+        let Machine { runtimes, linux } = system::machine(settings, self.run_dir())?;
         let shared = settings.redis_url.is_some();
         let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
-        let node = self.node(address.clone(), runtime.clone(), &directory, &workspaces).await?;
+        let node = self.node(address.clone(), runtimes, &directory, &workspaces).await?;
 
         let of_services = AuthLayer::for_services(self.tokens.clone());
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
@@ -121,7 +121,7 @@ impl Start<'_> {
         let gateway = self.gateway(upstreams, checks.to_vec())?;
         // other servers on the same Redis reach this node here
         let node_calls = shared.then(|| nodes.router.clone());
-        self.announce(edge.address(), Some(grpc.address()), Some(&runtime));
+        self.announce(edge.address(), Some(grpc.address()), linux.as_deref());
         let readiness = [nodes, scheduler, session, exec].map(|services| services.readiness).to_vec();
         Ok(Server {
             ports: vec![(edge, gateway.router()), (grpc, grpc_only(&gateway, node_calls, &self.tokens))],
@@ -172,11 +172,11 @@ impl Start<'_> {
         let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
         let workspaces = self.workspaces().await?;
-        let runtime = system::runtime(settings, self.run_dir())?;
+        let Machine { runtimes, linux } = system::machine(settings, self.run_dir())?;
         let address = self.advertised(port.address());
-        let node = self.node(address, runtime.clone(), &directory, &workspaces).await?;
+        let node = self.node(address, runtimes, &directory, &workspaces).await?;
         let routes = system::node_routes(&node);
-        self.announce(port.address(), None, Some(&runtime));
+        self.announce(port.address(), None, linux.as_deref());
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
         let mut server = self.role(port, routes, AuthLayer::for_services(self.tokens.clone()), stores)?;
         server.node = Some(node);
@@ -255,12 +255,12 @@ impl Start<'_> {
     async fn node(
         &self,
         address: String,
-        runtime: Arc<LinuxRuntime>,
+        runtimes: Runtimes,
         directory: &Arc<dyn Directory>,
         workspaces: &Arc<dyn WorkspaceStore>,
     ) -> anyhow::Result<Node> {
         let journal = self.data_dir.join(JOURNAL_DIR);
-        system::node(self.settings, address, journal, runtime, Arc::clone(directory), Arc::clone(workspaces)).await
+        system::node(self.settings, address, journal, runtimes, Arc::clone(directory), Arc::clone(workspaces)).await
     }
 
     /// Where checkpoints lie.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use cloud_sandbox_auth::{ServiceIdentity, Tokens};
 use cloud_sandbox_exec::{ContextService, ExecService, FileService};
 use cloud_sandbox_model::NodeId;
-use cloud_sandbox_node::{Node, Options as NodeOptions};
+use cloud_sandbox_node::{Node, Options as NodeOptions, Runtimes};
 use cloud_sandbox_rpc::{Dial, LocalDial, RemoteDial, Upstream, upstream::BoxError};
 use cloud_sandbox_runtime::Runtime;
 use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
@@ -59,9 +59,24 @@ pub async fn workspaces(settings: &Settings, path: &Path) -> anyhow::Result<Arc<
     Ok(Arc::new(opened.with_context(|| format!("failed to open the workspaces in {}", path.display()))?))
 }
 
-/// The runtime, prepared. Each protection that this host does not offer is logged, or ends the start where the
+/// What makes the sandboxes of a node.
+pub struct Machine {
+    pub runtimes: Runtimes,
+    /// the native one, if it is among them
+    pub linux: Option<Arc<LinuxRuntime>>,
+}
+
+/// The runtimes that the settings name, with their state in a folder of their own. One that needs a daemon connects to it
+/// when that is first needed.
+pub fn machine(settings: &Settings, state_dir: PathBuf) -> anyhow::Result<Machine> {
+    let linux = linux(settings, state_dir)?;
+    let runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::<LinuxRuntime>::clone(&linux)];
+    Ok(Machine { runtimes: Runtimes::new(runtimes), linux: Some(linux) })
+}
+
+/// The native runtime, prepared. Each protection that this host does not offer is logged, or ends the start where the
 /// settings require all.
-pub fn runtime(settings: &Settings, state_dir: PathBuf) -> anyhow::Result<Arc<LinuxRuntime>> {
+fn linux(settings: &Settings, state_dir: PathBuf) -> anyhow::Result<Arc<LinuxRuntime>> {
     let runtime = LinuxRuntime::new(&runtime_options(state_dir)).context("failed to prepare the sandbox runtime")?;
     for loss in runtime.losses() {
         tracing::warn!(protection = loss.protection, remedy = loss.remedy, "not protected: {}", loss.detail);
@@ -88,7 +103,7 @@ pub async fn node(
     settings: &Settings,
     address: String,
     journal_dir: PathBuf,
-    runtime: Arc<dyn Runtime>,
+    runtimes: Runtimes,
     directory: Arc<dyn Directory>,
     workspaces: Arc<dyn WorkspaceStore>,
 ) -> anyhow::Result<Node> {
@@ -103,7 +118,7 @@ pub async fn node(
     options.journal.total_bytes = settings.journal_total_bytes;
     let id = options.id;
     let node =
-        Node::start(options, runtime, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
+        Node::start(options, runtimes, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
     // the first caller must not hear that there is no node
     let seen = timeout(REPORT_PATIENCE, reported(&*directory, id)).await;
     if seen.is_err() {

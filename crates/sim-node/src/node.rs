@@ -405,6 +405,7 @@ impl SimNode {
             node: self.id(),
             node_address: self.0.address.clone(),
             template: if wanted.template.is_empty() { "host".into() } else { wanted.template.clone() },
+            runtime: "linux".into(),
             paused: false,
             ended: false,
             limits: Limits::DEFAULT,

@@ -38,6 +38,8 @@ pub struct SandboxEntry {
     pub node_address: String,
     /// what it was made from
     pub template: String,
+    /// what made it; empty where its node was of a version that did not say
+    pub runtime: String,
     /// whether its processes are frozen
     pub paused: bool,
     /// has ended; what its executions printed can still be read on its node until `expires_at`

@@ -43,11 +43,11 @@ pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode
     let alone =
         Settings { pool_min_size: 0, pool_max_size: 1, redis_url: None, s3: S3Settings::default(), ..settings.clone() };
     let directory = system::directory(&alone).await?;
-    let runtime = system::runtime(&alone, folder.path().to_owned())?;
+    let runtimes = system::machine(&alone, folder.path().to_owned())?.runtimes;
     let journal = folder.path().join("journal");
     let workspaces = system::workspaces(&alone, &folder.path().join("workspaces")).await?;
     let address = THIS_PROCESS.to_owned();
-    let node = system::node(&alone, address, journal, runtime, Arc::clone(&directory), workspaces).await?;
+    let node = system::node(&alone, address, journal, runtimes, Arc::clone(&directory), workspaces).await?;
 
     let mut secret = [0_u8; 32];
     rand::fill(&mut secret);
