@@ -154,6 +154,13 @@ impl Fleet {
         Api { token: Some(answer["access_token"].as_str().unwrap().to_owned()), ..anonymous }
     }
 
+    /// An admin, by a token that is signed with the fleet's secret.
+    pub fn admin(&self) -> Api {
+        let mint = command(&["token", "--user", "root", "--role", "admin"]).env("JWT_SECRET", SECRET).output().unwrap();
+        let token = String::from_utf8(mint.stdout).unwrap().trim().to_owned();
+        Api { http: reqwest::Client::new(), url: self.url.clone(), token: Some(token) }
+    }
+
     /// Acquires as soon as the node has reported itself.
     pub async fn acquire(&self, api: &Api) -> String {
         eventually("a node is known", || async { api.get("/api/v1/sandbox/stats").await.1["ready"] == 1 }).await;

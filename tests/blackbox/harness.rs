@@ -32,6 +32,8 @@ pub struct Server {
     pub grpc_url: String,
     /// where it keeps everything
     pub data_dir: PathBuf,
+    /// what its tokens are signed with, unless it made that itself
+    secret: Option<String>,
     folder: TempDir,
 }
 
@@ -84,7 +86,8 @@ impl Server {
             .spawn()
             .unwrap();
         let (url, grpc_url) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{grpc_port}"));
-        let mut server = Self { child, url, grpc_url, data_dir, folder };
+        let secret = settings.iter().find(|(name, _)| *name == "JWT_SECRET").map(|(_, secret)| (*secret).to_owned());
+        let mut server = Self { child, url, grpc_url, data_dir, secret, folder };
         server.wait_until_ready().await;
         rooms.furnish(&server).await;
         server
@@ -136,15 +139,20 @@ impl Server {
 
     /// A client with a token for a user.
     pub async fn user(&self, name: &str) -> Api {
-        self.user_as(name, "user").await
-    }
-
-    /// A client with a token for somebody in a role.
-    pub async fn user_as(&self, name: &str, role: &str) -> Api {
         let anonymous = Api { http: reqwest::Client::new(), url: self.url.clone(), token: None };
-        let (status, answer) = anonymous.post("/api/v1/auth/token", json!({"user_id": name, "role": role})).await;
+        let (status, answer) = anonymous.post("/api/v1/auth/token", json!({"user_id": name, "role": "user"})).await;
         assert_eq!(status, 200, "{answer}");
         Api { token: Some(answer["access_token"].as_str().unwrap().to_owned()), ..anonymous }
+    }
+
+    /// A client with a token for an admin, which only whoever has the server's secret can make.
+    pub fn admin(&self) -> Api {
+        let mut mint = command(&["token", "--user", "root", "--role", "admin", "--data-dir"]);
+        mint.arg(&self.data_dir).envs(self.secret.iter().map(|secret| ("JWT_SECRET", secret)));
+        let minted = mint.output().unwrap();
+        assert!(minted.status.success(), "{}", String::from_utf8_lossy(&minted.stderr));
+        let token = String::from_utf8(minted.stdout).unwrap().trim().to_owned();
+        Api { http: reqwest::Client::new(), url: self.url.clone(), token: Some(token) }
     }
 
     /// What the server has on the host now: its child processes with their cgroups.
@@ -215,7 +223,7 @@ impl Rooms {
     /// Makes the template, unless an earlier server on the same data has, and waits until it can be used.
     async fn furnish(&self, server: &Server) {
         let Self::Containers { runtime, docker } = self else { return };
-        let admin = server.user_as("operator", "admin").await;
+        let admin = server.admin();
         let path = format!("/api/v1/templates/{TEMPLATE}");
         if admin.get(&path).await.0 == 404 {
             let image = json!({"image": docker.image, "pull": "never"});

@@ -34,6 +34,7 @@ mod sandboxes;
 mod session_ids;
 mod sessions;
 mod survival;
+mod templates;
 mod walk;
 mod wire;
 mod workspaces;

@@ -153,7 +153,7 @@ impl SandboxFilter {
 
 /// Whether the template `reference` is the one that is called `name`, with or without a version.
 fn is_of(reference: &str, name: &str) -> bool {
-    reference.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
+    reference == name || reference.strip_prefix(name).is_some_and(|rest| rest.starts_with('@'))
 }
 
 /// What came of a claim.

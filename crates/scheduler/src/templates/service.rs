@@ -87,17 +87,10 @@ impl TemplateService {
         let wanted = request.get_ref();
         let mut violations = Violations::default();
         violations.request_id("request_id", &wanted.request_id);
-        let template = match requested_template(wanted, 0) {
-            Ok(template) => {
-                violations.finish()?;
-                template
-            }
-            Err(error) => {
-                let _: Option<()> = violations.take(Err(error));
-                violations.finish()?;
-                return Err(Error::internal("read a template", "it breaks a rule that no violation names"));
-            }
-        };
+        let template = violations.take(requested_template(wanted, 0));
+        violations.finish()?;
+        let broken = || Error::internal("read a template", "it breaks a rule that no violation names");
+        let template = template.ok_or_else(broken)?;
         let record = TemplateRecord {
             template,
             tenant: principal.tenant.clone(),

@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) directory: Arc<MemoryDirectory>,
     pub(crate) store: Arc<SqliteSessions>,
     pub(crate) workspaces: Arc<MemoryWorkspaces>,
+    pub(crate) templates: Arc<MemoryTemplates>,
+    pub(crate) named: Templates,
     scheduler: Upstream,
     replica: Replica,
     _folder: tempfile::TempDir,
@@ -79,8 +81,9 @@ impl World {
         let node = SimNode::start(directory.clone(), &dial, 5, 20).await;
         node.keep_checkpoints_in(workspaces.clone());
         let options_of_templates = TemplateOptions { default_template: "host".into(), docker_image: String::new() };
-        let templates = Templates::new(Arc::new(MemoryTemplates::new()), options_of_templates);
-        let scheduler = SchedulerService::new(directory.clone(), Arc::new(dial.clone()), templates).grpc();
+        let templates = Arc::new(MemoryTemplates::new());
+        let named = Templates::new(templates.clone(), options_of_templates);
+        let scheduler = SchedulerService::new(directory.clone(), Arc::new(dial.clone()), named.clone()).grpc();
         // the scheduler knows the caller by its own token, which must have come along
         let identify = |mut request: Request<()>| {
             let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
@@ -98,7 +101,7 @@ impl World {
             scheduler: scheduler.clone(),
         };
         let replica = Replica::of(Sessions::new(parts, options));
-        Self { node, dial, directory, store, workspaces, scheduler, replica, _folder: folder }
+        Self { node, dial, directory, store, workspaces, templates, named, scheduler, replica, _folder: folder }
     }
 
     fn parts(&self) -> Parts {
