@@ -88,7 +88,12 @@ async fn tried(
     within: Duration,
 ) -> Result<Vec<(&'static str, String)>> {
     let Secrets { path, boot_id, machine_id } = secrets;
-    let request = ProveWallsRequest { path: path.clone(), boot_id: boot_id.clone(), machine_id: machine_id.clone() };
+    let request = ProveWallsRequest {
+        path: path.clone(),
+        boot_id: boot_id.clone(),
+        machine_id: machine_id.clone(),
+        writable_root: false,
+    };
     let answer = timeout(within, agent.prove_walls(request)).await;
     let proofs = answer.map_err(|elapsed| unproven(elapsed.to_string()))?;
     let proofs = proofs.map_err(|status| unproven(status.to_string()))?;

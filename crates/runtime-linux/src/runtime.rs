@@ -10,14 +10,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
+use cloud_sandbox_images::ImageStore;
+use cloud_sandbox_jailer::{IdMap, Root, Spec};
 use cloud_sandbox_model::{
     Limits, RuntimeName, SandboxId, Template,
     template::{Progress, Source},
 };
 use cloud_sandbox_runtime::{
     BoxedPackets, BoxedStream, End, INTERFACE, Interface, Port, Prepared, Root as PreparedRoot, Runtime, RuntimeError,
-    SandboxSpec, Usage, walls,
+    SandboxSpec, Usage, inodes, scratch_folders, walls,
 };
 use tokio::sync::oneshot;
 
@@ -28,7 +29,8 @@ use crate::{
     ids::{IdRanges, USER},
     landlock,
     launch::Launcher,
-    network, rlimits,
+    network::Networks,
+    programs, rlimits,
     sandbox::{Process, Sandbox, Socket},
     seccomp::Filters,
     template,
@@ -47,6 +49,8 @@ pub struct Options {
     pub agent: &'static [u8],
     /// the jailer's program
     pub jailer: &'static [u8],
+    /// where root file systems come from; without it there is the host's own `/usr` alone
+    pub images: Option<ImageStore>,
 }
 
 /// Sandboxes made of namespaces, cgroups and seccomp.
@@ -56,12 +60,15 @@ pub struct LinuxRuntime {
 
 struct Inner {
     state_dir: PathBuf,
-    launcher: Launcher,
+    launcher: Arc<Launcher>,
+    networks: Networks,
+    agent: OwnedFd,
     filters: Filters,
     host: Root,
     ids: IdRanges,
     cgroups: Option<Box<dyn Hierarchy>>,
     landlock: u32,
+    images: Option<ImageStore>,
     /// how many files this process may have open
     open_files: u64,
     losses: Vec<Loss>,
@@ -81,14 +88,18 @@ impl LinuxRuntime {
         let missing = cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
         let landlock = landlock::version();
         let losses = Loss::of(&missing, why.as_deref(), ids.are_unique(), landlock);
+        let launcher = Arc::new(Launcher::new(options.jailer).map_err(host("prepare the jailer"))?);
         let inner = Inner {
             state_dir: options.state_dir.clone(),
-            launcher: Launcher::new(options.jailer, options.agent).map_err(host("prepare the jailer"))?,
+            networks: Networks::of(Arc::clone(&launcher)),
+            launcher,
+            agent: programs::sealed(c"cloud-sandbox-agent", options.agent).map_err(host("prepare the agent"))?,
             filters: Filters::compile().map_err(host("compile the seccomp programs"))?,
             host: template::host(),
             ids,
             cgroups,
             landlock,
+            images: options.images.clone(),
             open_files: rlimits::raise_open_files().map_err(host("raise the limit of open files"))?,
             losses,
             sandboxes: Mutex::default(),
@@ -157,7 +168,7 @@ impl Inner {
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
         let spec = self.jail(id, ids, root, &limits);
-        match self.launcher.launch(spec, listener, &self.filters.programs).await {
+        match self.launcher.launch(spec, listener, &self.agent, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
                 if let Err(error) = blocking(self, move |inner| inner.remove_group(id)).await {
@@ -183,7 +194,7 @@ impl Inner {
 
     fn jail(&self, id: SandboxId, ids: IdMap, mut root: Root, limits: &Limits) -> Spec {
         root.scratch_bytes = limits.disk_bytes;
-        root.scratch_inodes = template::inodes(limits.disk_bytes);
+        root.scratch_inodes = inodes(limits.disk_bytes);
         identity::renew(&mut root);
         Spec {
             hostname: "sandbox".into(),
@@ -292,20 +303,34 @@ impl Runtime for LinuxRuntime {
         &self,
         template: &Template,
         _runtime: &RuntimeName,
-        _progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError> {
-        match &template.source {
-            Source::Host => Ok(Prepared { template: template.reference(), ..Prepared::host() }),
-            source => Err(RuntimeError::Unsupported(format!("make a root file system of a {}", source.kind()))),
-        }
+        let reference = template.reference();
+        let images = match (&template.source, &self.inner.images) {
+            (Source::Host, _) => return Ok(Prepared { template: reference, ..Prepared::host() }),
+            (_, Some(images)) => images,
+            (source, None) => {
+                return Err(RuntimeError::Unsupported(format!("make a root file system of a {}", source.kind())));
+            }
+        };
+        let image = images.prepare(&reference, &template.source, progress).await;
+        let image = image.map_err(|error| RuntimeError::Template { template: reference, why: error.chain() })?;
+        Ok(Prepared {
+            template: image.reference,
+            root: PreparedRoot::Folder(image.root),
+            env: image.env,
+            ..Prepared::host()
+        })
     }
 
-    async fn discard(&self, _template: &str) -> Result<(), RuntimeError> {
-        Ok(())
+    async fn discard(&self, template: &str) -> Result<(), RuntimeError> {
+        let Some(images) = &self.inner.images else { return Ok(()) };
+        let removed = images.remove(template).await;
+        removed.map_err(|error| RuntimeError::host(format!("remove template {template}"), io::Error::other(error)))
     }
 
     fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
-        template::writable_folders()
+        scratch_folders()
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
@@ -354,17 +379,12 @@ impl Runtime for LinuxRuntime {
 
     async fn listen(&self, id: SandboxId, port: u16) -> Result<Port, RuntimeError> {
         let process = self.inner.sandbox(id)?.process.clone();
-        let (number, listener) = self.inner.launcher.make(&Order::Listen { port }, &process).await?;
-        let listener = network::listener(listener, process);
-        let listener = listener.map_err(|error| RuntimeError::host(format!("listen in sandbox {id}"), error))?;
-        Ok(Port { number, listener })
+        self.inner.networks.listen(&process, port).await
     }
 
     async fn attach_interface(&self, id: SandboxId, interface: Interface) -> Result<BoxedPackets, RuntimeError> {
-        network::available()?;
         let process = self.inner.sandbox(id)?.process.clone();
-        let (_, packets) = self.inner.launcher.make(&network::order(interface), &process).await?;
-        network::packets(packets).map_err(|error| RuntimeError::host(format!("attach sandbox {id}"), error))
+        self.inner.networks.attach(&process, interface).await
     }
 
     fn walls(&self, _template: &Prepared) -> Vec<&'static str> {

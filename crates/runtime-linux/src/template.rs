@@ -6,8 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cloud_sandbox_images::about_itself;
 use cloud_sandbox_jailer::{Bind, Root};
-use cloud_sandbox_runtime::INTERFACE;
+use cloud_sandbox_runtime::{INTERFACE, SCRATCH};
 
 use crate::ids::USER;
 
@@ -32,7 +33,7 @@ const SETTINGS: [&str; 11] = [
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 
 /// The list of the container engines and more: what tells about the host, or writes to it.
-const MASKED: [&str; 20] = [
+pub const MASKED: [&str; 20] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/cmdline",
@@ -54,20 +55,17 @@ const MASKED: [&str; 20] = [
     "/proc/timer_list",
     "/proc/timer_stats",
 ];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// What can be read there and not written.
+pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Top-level folders of a root file system that sandboxes have of their own.
 const OWN: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "workspace"];
-
-/// Bytes of disk for each file that may exist: a quarter of what small source trees average.
-const BYTES_PER_INODE: u64 = 4096;
-const INODES_MIN: u64 = 1024;
 
 /// What every root has. The scratch size is each sandbox's own.
 fn bare() -> Root {
     Root {
         devices: DEVICES.iter().map(ToString::to_string).collect(),
-        scratch: scratch(),
+        scratch: SCRATCH.iter().map(|(path, mode)| (PathBuf::from(path), *mode)).collect(),
         masked: paths(&MASKED),
         read_only: paths(&READ_ONLY),
         ..Root::default()
@@ -75,9 +73,9 @@ fn bare() -> Root {
 }
 
 /// What a root file system in a folder shows. All places that something is put at are there: a folder for each of the
-/// writable ones, and the files that are a sandbox's own.
+/// writable ones, and `/etc/machine-id`.
 pub fn folder(base: &Path) -> io::Result<Root> {
-    let mut root = Root { base: Some(base.into()), replaced: own_files(), ..bare() };
+    let mut root = Root { base: Some(base.into()), ..bare() };
     for entry in fs::read_dir(base)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -124,42 +122,6 @@ fn versioned_settings() -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path()).filter(named)
 }
 
-/// The most files that fit into `bytes` of disk.
-pub fn inodes(bytes: u64) -> u64 {
-    (bytes / BYTES_PER_INODE).max(INODES_MIN)
-}
-
-/// The names of the writable folders, in the order of their bytes.
-pub fn writable_folders() -> Vec<PathBuf> {
-    let mut folders: Vec<_> = scratch().into_iter().map(|(path, _)| path).collect();
-    folders.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
-    folders
-}
-
-/// Writable folders.
-fn scratch() -> Vec<(PathBuf, u32)> {
-    let folders = [
-        ("/workspace", 0o755),
-        ("/home/user", 0o755),
-        ("/tmp", 0o1777),
-        ("/var/tmp", 0o1777),
-        ("/run", 0o755),
-        ("/dev/shm", 0o1777),
-    ];
-    folders.into_iter().map(|(path, mode)| (path.into(), mode)).collect()
-}
-
-/// Files that tell a sandbox about itself.
-fn own_files() -> Vec<(PathBuf, String)> {
-    let files = [
-        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
-        ("/etc/hostname", "sandbox\n".to_owned()),
-        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
-        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
-    ];
-    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
-}
-
 fn files() -> Vec<(PathBuf, String)> {
     let files = [
         (
@@ -172,7 +134,9 @@ fn files() -> Vec<(PathBuf, String)> {
         ("/etc/group", format!("root:x:0:\ntty:x:5:\nuser:x:{USER}:\nnogroup:x:65534:\n")),
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
     ];
-    files.into_iter().map(|(path, content)| (path.into(), content)).chain(own_files()).collect()
+    let about = about_itself(INTERFACE.gateway);
+    let about = about.into_iter().map(|(name, content)| (Path::new("/etc").join(name), content));
+    files.into_iter().map(|(path, content)| (path.into(), content)).chain(about).collect()
 }
 
 fn bind(path: impl AsRef<Path>) -> Bind {

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cloud_sandbox_model::{Limits, SandboxId};
-use tokio::time::timeout;
+use tokio::{io::AsyncWriteExt, time::timeout};
 
 use crate::{INTERFACE, Prepared, Runtime, RuntimeError, SandboxSpec};
 
@@ -46,7 +46,9 @@ impl Suite {
 
     async fn sandbox_is_made_reached_and_destroyed(&self) {
         let id = self.made().await;
-        let first = self.runtime.connect(id).await.expect("the agent is reached");
+        let mut first = self.runtime.connect(id).await.expect("the agent is reached");
+        // taken up with the first byte; an agent of a fake may not listen to it
+        let _ = first.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         let second = self.runtime.connect(id).await.expect("and reached again");
         drop((first, second));
         self.runtime.usage(id).await.expect("its use is known");

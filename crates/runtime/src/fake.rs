@@ -248,7 +248,7 @@ impl Runtime for FakeRuntime {
         &self,
         template: &Template,
         runtime: &RuntimeName,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError> {
         progress.begin("pulling", 2);
         progress.advance(1);

@@ -6,7 +6,7 @@ pub mod fake;
 pub mod multiplex;
 pub mod walls;
 
-use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{
@@ -140,6 +140,35 @@ pub const INTERFACE: Interface = Interface {
     mtu: 1500,
 };
 
+/// The writable folders of a sandbox, with their modes: the same on all runtimes, so that a checkpoint of one can be
+/// restored on another.
+pub const SCRATCH: [(&str, u32); 6] = [
+    ("/workspace", 0o755),
+    ("/home/user", 0o755),
+    ("/tmp", 0o1777),
+    ("/var/tmp", 0o1777),
+    ("/run", 0o755),
+    ("/dev/shm", 0o1777),
+];
+
+/// Their names, in the order of their bytes.
+#[must_use]
+pub fn scratch_folders() -> Vec<PathBuf> {
+    let mut folders = SCRATCH.map(|(path, _)| path);
+    folders.sort_unstable();
+    folders.into_iter().map(PathBuf::from).collect()
+}
+
+/// Bytes of disk for each file that may exist: a quarter of what small source trees average.
+const BYTES_PER_INODE: u64 = 4096;
+const INODES_MIN: u64 = 1024;
+
+/// The most files that fit into `bytes` of disk.
+#[must_use]
+pub fn inodes(bytes: u64) -> u64 {
+    (bytes / BYTES_PER_INODE).max(INODES_MIN)
+}
+
 /// Why a runtime could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -187,7 +216,7 @@ pub trait Runtime: Send + Sync + 'static {
         &self,
         template: &Template,
         runtime: &RuntimeName,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError>;
 
     /// Drops what was prepared of a template; of one that was not, nothing. No sandbox is made from it any more.
@@ -200,7 +229,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Makes a sandbox in which the agent is starting. On an error nothing of it is left.
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError>;
 
-    /// A new connection to the sandbox's agent. The agent answers as soon as it runs.
+    /// A new connection to the sandbox's agent, to be written to at once: where agents dial their node, the next one comes
+    /// after the first byte on the last. The agent answers as soon as it runs.
     async fn connect(&self, id: SandboxId) -> Result<BoxedStream, RuntimeError>;
 
     /// Changes the limits of a living sandbox. The disk limit may only be changed before first use.

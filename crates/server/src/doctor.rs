@@ -16,12 +16,12 @@ use cloud_sandbox_runtime_linux::{
 };
 use serde_json::json;
 
-use crate::{cli::DoctorArgs, system};
+use crate::{cli::DoctorArgs, machine::linux_options};
 
 /// Examines the host and prints what it found. Fails where no sandbox can be made.
 pub async fn doctor(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let folder = tempfile::tempdir().context("failed to make a temporary folder")?;
-    let options = system::runtime_options(folder.path().to_owned());
+    let options = linux_options(folder.path(), None);
     let mut checks = examine(&options).await;
     if is_able(&checks)
         && let Ok(runtime) = LinuxRuntime::new(&options)

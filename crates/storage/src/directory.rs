@@ -130,7 +130,7 @@ pub struct SandboxFilter {
     pub tenant: String,
     /// of this user; of all when `None`
     pub user: Option<String>,
-    /// of this template; of all when `None`
+    /// of this template, in any version where it names none; of all when `None`
     pub template: Option<String>,
     /// paused ones or running ones; both when `None`
     pub paused: Option<bool>,
@@ -145,10 +145,15 @@ impl SandboxFilter {
         !entry.ended
             && entry.tenant == self.tenant
             && self.user.as_ref().is_none_or(|user| *user == entry.user)
-            && self.template.as_ref().is_none_or(|template| *template == entry.template)
+            && self.template.as_ref().is_none_or(|template| is_of(&entry.template, template))
             && self.paused.is_none_or(|paused| paused == entry.paused)
             && self.metadata.iter().all(|(key, value)| entry.metadata.get(key) == Some(value))
     }
+}
+
+/// Whether the template `reference` is the one that is called `name`, with or without a version.
+fn is_of(reference: &str, name: &str) -> bool {
+    reference.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
 }
 
 /// What came of a claim.

@@ -189,7 +189,7 @@ impl Owner {
             self.limits = lease.limits;
         }
         if lease.network != NetworkPolicy::default() {
-            self.network.apply(&self.node, lease.network.clone()).await?;
+            self.network.apply(&self.node, &self.sandbox.agent, lease.network.clone()).await?;
             lease.proxy = self.network.environment();
         }
         self.put(&lease, false).await?;
@@ -219,7 +219,7 @@ impl Owner {
 
     async fn set_network(&mut self, policy: NetworkPolicy) -> Result<View> {
         let lease = self.lease()?;
-        self.network.apply(&self.node, policy.clone()).await?;
+        self.network.apply(&self.node, &self.sandbox.agent, policy.clone()).await?;
         let changed = Lease { network: policy, proxy: self.network.environment(), ..(*lease).clone() };
         self.view.send_modify(|view| view.lease = Some(Arc::new(changed)));
         Ok(self.view.borrow().clone())

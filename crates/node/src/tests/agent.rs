@@ -208,6 +208,24 @@ impl AgentService for Agent {
         self.0.running_at_restore.store(self.0.running(), Ordering::SeqCst);
         Ok(Response::new(cloud_sandbox_proto::agent::v1::RestoreTreeResponse::default()))
     }
+
+    type ListenStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::ListenResponse, Status>>;
+
+    async fn listen(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::ListenRequest>,
+    ) -> Result<Response<Self::ListenStream>, Status> {
+        Err(Status::unimplemented("listen"))
+    }
+
+    type AcceptStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::AcceptResponse, Status>>;
+
+    async fn accept(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::AcceptRequest>>,
+    ) -> Result<Response<Self::AcceptStream>, Status> {
+        Err(Status::unimplemented("accept"))
+    }
 }
 
 impl Agent {
