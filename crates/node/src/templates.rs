@@ -33,8 +33,10 @@ pub(crate) use origin::Origin;
 
 /// Templates that are prepared at once: each is bound by the network or the disk.
 const PREPARED_AT_ONCE: usize = 2;
-/// How long the start waits for the built-in ones.
-const START_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the start waits for the built-in ones: an image that has to be pulled takes longer in any case.
+const START_PATIENCE: Duration = Duration::from_millis(500);
+/// The same for the default one, which is what the first caller asks for.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(5);
 /// When one that is being prepared is ready is worth asking again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -138,15 +140,22 @@ impl Templates {
             state.list(node, template, true);
         }
         drop(state);
-        let mut changed = node.templates.changed.subscribe();
-        let settled = async {
-            while node.templates.report().iter().any(|template| template.state == TemplateState::Preparing) {
-                // its sender lives as long as the register
-                let _ = changed.changed().await;
-            }
-        };
-        if timeout(START_PATIENCE, settled).await.is_err() {
+        let default = node.templates.default.as_str();
+        let all = timeout(START_PATIENCE, node.templates.until_settled(|_| true)).await;
+        let the_default =
+            timeout(DEFAULT_PATIENCE, node.templates.until_settled(|reference| reference == default)).await;
+        if all.is_err() || the_default.is_err() {
             tracing::info!("templates are still being prepared; they are there when they are ready");
+        }
+    }
+
+    /// Resolves when none of these is being prepared.
+    async fn until_settled(&self, is_meant: impl Fn(&str) -> bool) {
+        let is_open = |told: &NodeTemplate| told.state == TemplateState::Preparing && is_meant(&told.reference);
+        let mut changed = self.changed.subscribe();
+        while self.report().iter().any(is_open) {
+            // its sender lives as long as the register
+            let _ = changed.changed().await;
         }
     }
 

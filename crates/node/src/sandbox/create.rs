@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use cloud_sandbox_model::{
     Limits, SandboxId, SandboxState,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result, reason},
 };
 use cloud_sandbox_runtime::{End, SandboxSpec};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -113,7 +113,7 @@ impl Owner {
                 started = start(&node, &sandbox, command) => started?,
                 end = &mut ended => return Err(ended_early(&end, "start what the template starts")),
                 () = node.stop.cancelled() => return Err(unwanted("its node shut down")),
-                () = origin.retired.cancelled() => return Err(unwanted("its template is not the same any more")),
+                () = origin.retired.cancelled() => return Err(replaced(origin)),
                 cause = self.told_to_end() => return Err(unwanted(&cause)),
             }
         }
@@ -140,6 +140,11 @@ fn ended_early(end: &End, operation: &str) -> Error {
         None => "its agent ended before it was ready".to_owned(),
     };
     Error::internal(operation, cause)
+}
+
+fn replaced(origin: &Origin) -> Error {
+    let message = format!("template {} became another while what it starts was not ready", origin.reference());
+    Error::new(ErrorKind::Unavailable, reason::TEMPLATE_NOT_READY, message)
 }
 
 fn unwanted(cause: &str) -> Error {

@@ -46,6 +46,8 @@ pub(super) struct Script {
     pub(super) running: AtomicUsize,
     /// how often a ready command has run
     pub(super) tries: AtomicUsize,
+    /// how many processes ran when files were restored
+    pub(super) running_at_restore: AtomicUsize,
     /// connections made
     pub(super) connections: AtomicUsize,
     /// agents do not answer
@@ -199,9 +201,12 @@ impl AgentService for Agent {
 
     async fn restore_tree(
         &self,
-        _: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
+        request: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
     ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
-        Err(Status::unimplemented("restore_tree"))
+        let mut parts = request.into_inner();
+        while parts.message().await?.is_some() {}
+        self.0.running_at_restore.store(self.0.running(), Ordering::SeqCst);
+        Ok(Response::new(cloud_sandbox_proto::agent::v1::RestoreTreeResponse::default()))
     }
 
     type ListenStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::ListenResponse, Status>>;

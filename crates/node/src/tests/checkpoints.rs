@@ -38,7 +38,7 @@ use tokio::{
 use super::harness::*;
 
 /// A store that fails or hangs when it is to write.
-struct TestStore {
+pub(super) struct TestStore {
     inner: FileWorkspaces,
     failing: AtomicBool,
     hanging: AtomicBool,
@@ -80,14 +80,14 @@ impl WorkspaceStore for TestStore {
 }
 
 /// A node whose sandboxes are all the same folder, one after the other.
-struct Bench {
+pub(super) struct Bench {
     world: World,
-    store: Arc<TestStore>,
+    pub(super) store: Arc<TestStore>,
     folder: TempDir,
 }
 
 impl Bench {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("workspace")).unwrap();
         let sockets = folder.path().to_owned();
@@ -120,7 +120,7 @@ impl Bench {
         Self { world, store, folder }
     }
 
-    async fn acquire(&self) -> SandboxId {
+    pub(super) async fn acquire(&self) -> SandboxId {
         id_of(&self.world.try_acquire(AcquireSandboxRequest::default()).await.unwrap())
     }
 
@@ -144,7 +144,7 @@ impl Bench {
         started.into_inner().execution.unwrap()
     }
 
-    async fn checkpoint(
+    pub(super) async fn checkpoint(
         &self,
         id: SandboxId,
         base: Option<&CheckpointRef>,

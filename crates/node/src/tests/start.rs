@@ -1,11 +1,20 @@
 //! What templates start, and what else they say of how things run in their sandboxes.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use cloud_sandbox_proto::v1::{self, AcquireSandboxRequest, CreateContextRequest, ExecuteRequest, StartCommand};
+use cloud_sandbox_proto::{
+    node::v1::RestoreSandboxRequest,
+    v1::{self, AcquireSandboxRequest, CreateContextRequest, ExecuteRequest, StartCommand},
+};
 use tokio::time::{Instant, sleep};
 
 use super::{
+    agent::Script,
+    checkpoints::Bench,
     harness::*,
     templates::{of, template},
 };
@@ -79,7 +88,7 @@ async fn what_is_not_ready_in_time_fails_the_sandbox() {
         assert!(failure.message.contains("was not ready within 5 s"), "{}", failure.message);
         assert!(failure.message.contains(word) && failure.message.contains("waiting"), "{}", failure.message);
         world.settle().await;
-        assert_eq!(world.script.running(), if ready == "run stubborn" { 1 } else { 0 }, "nothing of it goes on");
+        assert_eq!(world.script.running(), 0, "nothing of it goes on");
     }
 }
 
@@ -182,5 +191,33 @@ async fn home_of_another_user_is_left_to_the_agent() {
     assert_eq!(home("root", &[("HOME", "/mine")]).await.as_deref(), Some("/mine"));
     for own in ["", "user", "1000"] {
         assert_eq!(home(own, &[]).await.as_deref(), Some("/home/user"));
+    }
+}
+
+#[tokio::test]
+async fn what_a_template_starts_is_started_anew_over_files_that_are_restored() {
+    let bench = Bench::start().await;
+    let saved = bench.checkpoint(bench.acquire().await, None, false).await.unwrap().checkpoint;
+    for lost in [0, 1] {
+        let script = Arc::new(Script::default());
+        let folder = tempfile::tempdir().unwrap();
+        let (options, linux) = (options_in(&folder.path().join("journal"), 0, 5), runtime(&script));
+        let store = Arc::clone(&bench.store) as _;
+        let world = World::start_with_all(options, [&linux, &linux], script, Arc::default(), store, Some(folder)).await;
+        let start = StartCommand { command: FOREVER.into(), ready_command: "run ready 1".into(), ready_seconds: 5 };
+        world.set_templates(1, vec![v1::Template { start: Some(start), ..template("server", 1, &["linux"]) }]).await;
+        let id = world.acquire_of("server@1").await;
+        if lost > 0 {
+            world.script.missing.lock().unwrap().extend(["bash", "sh"]);
+        }
+        let request =
+            RestoreSandboxRequest { sandbox_id: id.to_string(), checkpoint: saved.clone(), restart_commands: false };
+        let manifest = world.client().restore_sandbox(request).await.unwrap().into_inner().manifest.unwrap();
+        assert_eq!(world.script.running_at_restore.load(Ordering::SeqCst), 0, "it was ended before");
+        assert_eq!(manifest.lost.len(), lost, "{:?}", manifest.lost);
+        assert_eq!(world.script.running(), 1 - lost);
+        if let Some(lost) = manifest.lost.first() {
+            assert!(lost.what == FOREVER && lost.reason.contains("neither bash nor sh"), "{lost:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use cloud_sandbox_proto::{
 };
 use cloud_sandbox_runtime::FakeRuntime;
 use cloud_sandbox_storage::{NodeTemplate, TemplateState};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::harness::*;
 use crate::Options;
@@ -71,6 +71,19 @@ async fn built_in_templates_are_ready_when_the_node_has_started() {
     world.settle().await;
     let ready = [NodeTemplate::ready("docker", "docker"), NodeTemplate::ready("host", "linux")];
     assert_eq!(world.entry().await.templates, ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_waits_for_the_default_template_and_less_for_others() {
+    for (default, seconds) in [("host", 0.5), ("docker", 5.5)] {
+        let default = Options { default_template: default.into(), ..options(0, 5) };
+        let began = Instant::now();
+        let (world, _docker) = World::start_on_two(default, |docker| docker.hold_preparing(true)).await;
+        let taken = began.elapsed().as_secs_f64();
+        assert!((seconds..seconds + 0.2).contains(&taken), "{taken}");
+        world.acquire_of("host").await;
+        assert_eq!(world.refusal("docker").await.reason, "TEMPLATE_NOT_READY");
+    }
 }
 
 #[tokio::test(start_paused = true)]
