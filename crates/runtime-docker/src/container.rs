@@ -6,8 +6,8 @@ use std::{
 };
 
 use bollard::models::{
-    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
-    MountType, ResourcesUlimits,
+    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
+    ResourcesUlimits,
 };
 use cloud_sandbox_model::{Limits, SandboxId};
 use cloud_sandbox_runtime::{INTERFACE, Prepared, SCRATCH, SandboxSpec, inodes};
@@ -168,8 +168,7 @@ fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
         readonly_paths: Some(READ_ONLY.iter().map(ToString::to_string).collect()),
         readonly_rootfs: Some(!template.writable_root),
         storage_opt: storage_limit.then(size),
-        tmpfs: Some(scratch(template, limits.disk_bytes)),
-        mounts: (!template.writable_root).then(|| read_only_volumes(brought)),
+        tmpfs: Some(folders(template, brought, limits.disk_bytes)),
         binds: Some(binds(common, way)),
         init: Some(false),
         runtime: Some((*oci_runtime).to_owned()),
@@ -191,25 +190,19 @@ fn owner(template: &Prepared) -> (u32, u32) {
     (user.parse().unwrap_or(0), group.parse().unwrap_or(0))
 }
 
-fn scratch(template: &Prepared, bytes: u64) -> HashMap<String, String> {
+/// The folders of a sandbox's own. Volumes that its image asks for are among them: what the daemon would make for those are
+/// folders on the host that nothing limits. They are empty, and can be written where the root can.
+fn folders(template: &Prepared, brought: &Brought, bytes: u64) -> HashMap<String, String> {
     let (user, group) = owner(template);
     let files = inodes(bytes);
-    let options =
-        |mode: u32| format!("rw,exec,nosuid,nodev,size={bytes},nr_inodes={files},mode={mode:o},uid={user},gid={group}");
-    SCRATCH.iter().map(|(path, mode)| ((*path).to_owned(), options(*mode))).collect()
-}
-
-/// Volumes that an image asks for would be folders on the host that nothing limits. What they show can be read.
-fn read_only_volumes(brought: &Brought) -> Vec<Mount> {
-    let is_scratch = |path: &str| SCRATCH.iter().any(|(scratch, _)| path.trim_end_matches('/') == *scratch);
-    let volumes = brought.volumes.iter().filter(|path| !is_scratch(path));
-    let mount = |path: &String| Mount {
-        typ: Some(MountType::VOLUME),
-        target: Some(path.clone()),
-        read_only: Some(true),
-        ..Mount::default()
+    let options = |mode: u32, access: &str| {
+        format!("{access},exec,nosuid,nodev,size={bytes},nr_inodes={files},mode={mode:o},uid={user},gid={group}")
     };
-    volumes.map(mount).collect()
+    let scratch = SCRATCH.iter().map(|(path, mode)| ((*path).to_owned(), options(*mode, "rw")));
+    let access = if template.writable_root { "rw" } else { "ro" };
+    let volumes = brought.volumes.iter().map(|path| (path.trim_end_matches('/').to_owned(), options(0o755, access)));
+    // where both have one, the sandbox's own counts
+    volumes.filter(|(path, _)| !path.is_empty()).chain(scratch).collect()
 }
 
 fn binds(common: &Common, way: &Way) -> Vec<String> {
@@ -343,10 +336,10 @@ mod tests {
         assert_eq!((host.readonly_rootfs, host.privileged), (Some(true), None));
         let binds = host.binds.unwrap();
         assert_eq!(binds, ["/state/agent:/.cloud-sandbox/agent:ro", "/state/a.sock:/.cloud-sandbox/node.sock:ro"]);
-        let volumes: Vec<_> = host.mounts.unwrap().into_iter().map(|mount| (mount.target, mount.read_only)).collect();
-        assert_eq!(volumes, [(Some("/data".to_owned()), Some(true))], "and /tmp is a writable folder anyway");
         let tmpfs = host.tmpfs.unwrap();
-        assert_eq!(tmpfs.len(), SCRATCH.len());
+        assert_eq!(tmpfs.len(), SCRATCH.len() + 1);
+        assert!(tmpfs["/data"].starts_with("ro,"), "a volume of the image");
+        assert!(tmpfs["/tmp"].starts_with("rw,"), "which is a writable folder anyway");
         assert!(
             tmpfs["/workspace"].contains("nosuid,nodev,size=536870912,nr_inodes=131072,mode=755,uid=1000,gid=1000")
         );

@@ -63,6 +63,8 @@ pub struct Inner {
     pub(crate) storage_limits: std::sync::atomic::AtomicBool,
     pub(crate) options: Options,
     common: OnceLock<Common>,
+    /// held while that is prepared, since it writes a file
+    preparing: Mutex<()>,
     networks: OnceLock<Networks>,
     watching: OnceLock<()>,
 }
@@ -79,6 +81,7 @@ impl DockerRuntime {
             storage_limits: true.into(),
             options,
             common: OnceLock::new(),
+            preparing: Mutex::default(),
             networks: OnceLock::new(),
             watching: OnceLock::new(),
         };
@@ -155,6 +158,10 @@ impl Inner {
 
     /// What is the same for all containers; prepared when it is first needed.
     pub(crate) fn common(&self, facts: &Facts) -> Result<&Common, RuntimeError> {
+        if let Some(common) = self.common.get() {
+            return Ok(common);
+        }
+        let _preparing = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(common) = self.common.get() {
             return Ok(common);
         }

@@ -52,20 +52,6 @@ pub async fn attach(client: &Docker, container: &str) -> Result<(Streams, Compla
     Ok((streams, complaint))
 }
 
-/// What a container prints until it ends, without anything on its standard input.
-pub async fn printed(client: &Docker, container: &str) -> Result<Complaint, bollard::errors::Error> {
-    let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
-    let mut output = client.attach_container(container, Some(options)).await?.output;
-    let complaint = Complaint::default();
-    let kept = complaint.clone();
-    tokio::spawn(async move {
-        while let Some(Ok(piece)) = output.next().await {
-            kept.add(&piece.into_bytes());
-        }
-    });
-    Ok(complaint)
-}
-
 type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
 
 /// The standard output alone.

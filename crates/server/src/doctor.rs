@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use cloud_sandbox_model::error::chain;
+use cloud_sandbox_runtime_docker::DockerRuntime;
 use cloud_sandbox_runtime_linux::{
     LinuxRuntime,
     doctor::{Check, Status, examine},
@@ -29,6 +30,9 @@ pub async fn doctor(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
         let tried = tried.unwrap_or_else(|error| vec![("a sandbox", chain(&error))]);
         note(&mut checks, tried);
     }
+    checks.extend(
+        DockerRuntime::new(system::docker_options(folder.path().to_owned(), "doctor".to_owned())).examine().await,
+    );
     let able = is_able(&checks);
     let text = if arguments.json { as_json(&checks, able) } else { as_table(&checks, able) };
     io::stdout().write_all(text.as_bytes()).context("failed to print")?;

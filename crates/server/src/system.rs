@@ -13,6 +13,7 @@ use cloud_sandbox_model::NodeId;
 use cloud_sandbox_node::{Node, Options as NodeOptions};
 use cloud_sandbox_rpc::{Dial, LocalDial, RemoteDial, Upstream, upstream::BoxError};
 use cloud_sandbox_runtime::Runtime;
+use cloud_sandbox_runtime_docker::Options as DockerOptions;
 use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
 use cloud_sandbox_scheduler::SchedulerService;
 use cloud_sandbox_session::{Options as SessionOptions, Parts, SessionKeeper, SessionService};
@@ -76,6 +77,12 @@ pub fn runtime(settings: &Settings, state_dir: PathBuf) -> anyhow::Result<Arc<Li
 /// The Linux runtime with the programs that this one carries.
 pub fn runtime_options(state_dir: PathBuf) -> RuntimeOptions {
     RuntimeOptions { state_dir, agent: cloud_sandbox_embedded::AGENT, jailer: cloud_sandbox_embedded::JAILER }
+}
+
+/// The Docker runtime with the same programs; `instance` tells its containers from those of others.
+pub fn docker_options(state_dir: PathBuf, instance: String) -> DockerOptions {
+    let (agent, jailer) = (cloud_sandbox_embedded::AGENT, cloud_sandbox_embedded::JAILER);
+    DockerOptions { docker_host: None, state_dir, instance, agent, jailer }
 }
 
 /// Starts the node: the sandboxes of this machine, called at `address`, with its journal in a folder of its own.

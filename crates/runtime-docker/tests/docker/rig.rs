@@ -1,8 +1,6 @@
 //! A Docker Engine that the test command has started, runtimes over it, and what is asked of an agent.
 
 use std::{
-    collections::BTreeMap,
-    env,
     path::Path,
     process::Command,
     sync::Arc,
@@ -18,18 +16,19 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::setup::Docker;
+
 /// How long anything may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
 /// The daemon's address.
 pub fn host() -> String {
-    env::var("CLOUD_SANDBOX_TEST_DOCKER")
-        .expect("CLOUD_SANDBOX_TEST_DOCKER is the address of a Docker Engine for tests")
+    Docker::of_this_run().url
 }
 
 /// An image with a shell and Python.
 pub fn image() -> String {
-    env::var("CLOUD_SANDBOX_TEST_IMAGE").expect("CLOUD_SANDBOX_TEST_IMAGE is an image of that Docker Engine")
+    Docker::of_this_run().image
 }
 
 /// What the daemon's own tool does with these arguments, which has to succeed.
@@ -66,7 +65,12 @@ impl Rig {
 
     /// Another server of the same data folder.
     pub fn again(&self) -> Self {
-        Self::with(&host(), &self.instance, Arc::clone(&self.state))
+        self.again_at(&host())
+    }
+
+    /// The same over another address of the daemon.
+    pub fn again_at(&self, host: &str) -> Self {
+        Self::with(host, &self.instance, Arc::clone(&self.state))
     }
 
     fn with(host: &str, instance: &str, state: Arc<TempDir>) -> Self {
@@ -190,9 +194,4 @@ pub fn archive(folder: &Path, files: &[(&str, &str)]) -> std::path::PathBuf {
     let made = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg(".").status().unwrap();
     assert!(made.success());
     archive
-}
-
-/// No environment.
-pub fn nothing() -> BTreeMap<String, String> {
-    BTreeMap::new()
 }
