@@ -33,6 +33,8 @@ use crate::{
 /// How long a daemon may take to finish a removal that has begun.
 const REMOVED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long it is looked whether an agent comes up that has been started.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How many leftovers are removed at once.
 const REMOVALS: usize = 8;
 
@@ -190,12 +192,12 @@ impl Inner {
             Err(error) if has_status(&error, 404) => Default::default(),
             Err(error) => return Err(self.engine.error("look at a container", error).into()),
         };
-        let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
-        let Some(pid) = pid else {
-            let status = sandbox.status().or(state.exit_code);
-            let printed = complaint.map(|complaint| complaint.text()).unwrap_or_default();
-            return Err(Failure::EndedAtOnce(ended_at_once(status, printed)));
+        let ended_at_once = |status: Option<i64>| {
+            let printed = complaint.as_ref().map(Complaint::text).unwrap_or_default();
+            Failure::EndedAtOnce(ended_at_once(status, &printed))
         };
+        let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        let Some(pid) = pid else { return Err(ended_at_once(sandbox.status().or(state.exit_code))) };
         let process = Process::adopt(pid).ok();
         if let Some(process) = &process {
             self.watch(sandbox, process.clone());
@@ -207,7 +209,11 @@ impl Inner {
         if sandbox.first.set(first).is_err() {
             tracing::error!(sandbox_id = %id, "a sandbox was started twice");
         }
-        Ok(())
+        tokio::select! {
+            // an agent that is slower still has whoever made its sandbox wait for it
+            _ = tokio::time::timeout(ANSWER_WITHIN, sandbox.answered()) => Ok(()),
+            _ = sandbox.ended() => Err(ended_at_once(sandbox.status())),
+        }
     }
 
     /// Ends the sandbox with its first process, where the daemon does not say so in time.
@@ -439,7 +445,7 @@ impl From<RuntimeError> for Failure {
     }
 }
 
-fn ended_at_once(status: Option<i64>, printed: String) -> RuntimeError {
+fn ended_at_once(status: Option<i64>, printed: &str) -> RuntimeError {
     let status = status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
     let printed = if printed.is_empty() { String::new() } else { format!(", and printed: {printed}") };
     let what = format!("its container ended at once with exit code {status}{printed}");

@@ -172,6 +172,7 @@ impl Inner {
         let common = Common {
             instance: self.options.instance.clone(),
             agent: programs::install(&folder, self.options.agent).map_err(host("write the agent's program"))?,
+            files: programs::write_files(&folder, &linux::own_files()).map_err(host("write a sandbox's files"))?,
             seccomp: linux::profile().map_err(host("make the profile of system calls"))?,
             selinux: facts.selinux,
         };

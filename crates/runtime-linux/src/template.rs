@@ -122,7 +122,7 @@ fn versioned_settings() -> impl Iterator<Item = PathBuf> {
 }
 
 /// Files that tell a sandbox about itself.
-fn own_files() -> Vec<(PathBuf, String)> {
+pub fn own_files() -> Vec<(PathBuf, String)> {
     let files = [
         ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
         ("/etc/hostname", "sandbox\n".to_owned()),

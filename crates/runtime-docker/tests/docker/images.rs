@@ -2,7 +2,7 @@
 
 use cloud_sandbox_model::{
     Limits, SandboxId, Template,
-    template::{PullPolicy, Source},
+    template::{Progress, PullPolicy, Source},
 };
 use cloud_sandbox_runtime::{Root, Runtime, RuntimeError, SandboxSpec};
 
@@ -74,6 +74,40 @@ async fn archive_is_imported_once_and_discarded() {
     rig.assert_nothing_is_left();
     let missing = Template { source: Source::Tarball { path: folder.path().join("none.tar") }, ..template };
     assert!(why(rig.prepare(&missing, "docker").await).contains("none.tar cannot be read"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_static_program_is_image_enough_for_every_runtime() {
+    if left_out() {
+        return;
+    }
+    let rig = Rig::new();
+    for runtime in ["docker+runc", "docker+runsc"] {
+        let template = rig.prepare(&Template::docker(&Docker::of_this_run().bare_image), runtime).await.unwrap();
+        let id = rig.create_of(template, Limits::DEFAULT).await;
+        rig.agent(id).await;
+        rig.runtime.destroy(id).await.unwrap();
+    }
+    rig.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_file_system_is_imported_with_progress() {
+    if left_out() {
+        return;
+    }
+    let rig = Rig::new();
+    let path = Docker::of_this_run().rootfs;
+    let size = std::fs::metadata(&path).unwrap().len();
+    let template =
+        Template { name: "system".into(), version: 1, source: Source::Tarball { path }, ..Template::docker("-") };
+    let progress = Progress::default();
+    let prepared = rig.runtime.prepare(&template, &"docker+runc".parse().unwrap(), &progress).await.unwrap();
+    assert_eq!(progress.now(), ("importing", size, size));
+    let id = rig.create_of(prepared, Limits::DEFAULT).await;
+    assert_eq!(rig.run(id, "python3 -c 'print(6 * 7)'").await, (0, "42".to_owned()));
+    rig.runtime.destroy(id).await.unwrap();
+    rig.runtime.discard("system@1").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 
 mod engine;
 mod images;
+mod inside;
 mod life;
 mod rig;
 #[path = "../../../../tests/setup/docker.rs"]
