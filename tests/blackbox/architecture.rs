@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rpc", &["model", "proto"]),
     ("runtime", &["model"]),
     ("runtime-docker", &["model", "runtime", "runtime-linux"]),
-    ("runtime-linux", &["jailer", "model", "runtime"]),
+    ("runtime-linux", &["images", "jailer", "model", "runtime"]),
     ("scheduler", &["auth", "model", "node-client", "proto", "rpc", "storage"]),
     ("session", &["auth", "model", "node-client", "proto", "rpc", "storage"]),
     // used by tests only

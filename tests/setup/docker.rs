@@ -1,6 +1,8 @@
 //! The Docker Engine that `tests/setup/docker.py` starts for a run of tests, with its images.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
+
+use serde_json::Value;
 
 /// Where the engine and what it has is found.
 #[derive(Debug, Clone)]
@@ -37,6 +39,40 @@ impl Docker {
             foreign_image: variable("IMAGE_FOREIGN"),
             rootfs: variable("ROOTFS").into(),
         }
+    }
+
+    /// The engine of this run, where it has one.
+    pub fn if_there() -> Option<Self> {
+        std::env::var_os("CLOUD_SANDBOX_TEST_DOCKER").map(|_| Self::of_this_run())
+    }
+
+    /// Asks the engine's API: the status and the answer.
+    pub fn ask(&self, method: &str, path: &str) -> (u16, Value) {
+        let socket = self.url.strip_prefix("unix://").expect("a socket is what docker.py gives");
+        let asked = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "30", "--unix-socket", socket, "--request", method])
+            .args(["--write-out", "\n%{http_code}", &format!("http://docker{path}")])
+            .output()
+            .expect("curl runs");
+        let text = String::from_utf8_lossy(&asked.stdout).into_owned();
+        let (answer, status) = text.rsplit_once('\n').expect("curl writes the status last");
+        assert!(asked.status.success(), "{method} {path}: {}", String::from_utf8_lossy(&asked.stderr));
+        (status.parse().expect("a status is a number"), serde_json::from_str(answer).unwrap_or_default())
+    }
+
+    /// The same, which must be agreed to.
+    pub fn told(&self, method: &str, path: &str) -> Value {
+        let (status, answer) = self.ask(method, path);
+        assert!(status < 300, "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    /// The names of all containers, in whatever state.
+    pub fn containers(&self) -> Vec<String> {
+        let containers = self.told("GET", "/containers/json?all=true");
+        let containers = containers.as_array().expect("a list").iter();
+        let name = |container: &Value| Some(container["Names"][0].as_str()?.trim_start_matches('/').to_owned());
+        containers.filter_map(name).collect()
     }
 }
 

@@ -19,7 +19,7 @@ FOREIGN = "cloud-sandbox-test:foreign"
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What the suites run in sandboxes. What nobody reads there is left out.
-PACKAGES = ["nodejs", "perl", "python3"]
+PACKAGES = ["nodejs", "perl", "procps", "python3"]
 LEFT_OUT = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*"]
 TRIM = 'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/*'
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}

@@ -10,6 +10,7 @@
 mod disk;
 mod files;
 mod oom;
+mod ports;
 mod process;
 mod serve;
 mod service;

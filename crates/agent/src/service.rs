@@ -3,17 +3,18 @@
 use std::{io, sync::Arc};
 
 use cloud_sandbox_proto::agent::v1::{
-    CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse, ContinueProcessesRequest,
-    ContinueProcessesResponse, ProveWallsRequest, ProveWallsResponse, RestoreTreeRequest, RestoreTreeResponse,
-    RunRequest, RunResponse, SaveTreeRequest, SignalRequest, SignalResponse, StopProcessesRequest,
-    StopProcessesResponse, TakeSnapshotRequest, TakeSnapshotResponse, agent_service_server::AgentService,
-    run_request::Input,
+    AcceptRequest, AcceptResponse, CheckRequest, CheckResponse, CompareSnapshotRequest, CompareSnapshotResponse,
+    ContinueProcessesRequest, ContinueProcessesResponse, ListenRequest, ListenResponse, ProveWallsRequest,
+    ProveWallsResponse, RestoreTreeRequest, RestoreTreeResponse, RunRequest, RunResponse, SaveTreeRequest,
+    SignalRequest, SignalResponse, StopProcessesRequest, StopProcessesResponse, TakeSnapshotRequest,
+    TakeSnapshotResponse, agent_service_server::AgentService, run_request::Input,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     disk::Disk,
+    ports::Ports,
     process,
     process::{Children, Standstill},
     snapshot::Snapshots,
@@ -26,6 +27,7 @@ pub struct Agent {
     children: Arc<Children>,
     snapshots: Arc<Snapshots>,
     standstill: Arc<Standstill>,
+    ports: Arc<Ports>,
 }
 
 impl Agent {
@@ -39,7 +41,7 @@ impl Agent {
     pub fn new(children: Children) -> io::Result<Self> {
         let children = Arc::new(children);
         process::keep_reaped(&children)?;
-        Ok(Self { children, snapshots: Arc::default(), standstill: Arc::default() })
+        Ok(Self { children, snapshots: Arc::default(), standstill: Arc::default(), ports: Arc::default() })
     }
 }
 
@@ -126,5 +128,19 @@ impl AgentService for Agent {
         request: Request<Streaming<RestoreTreeRequest>>,
     ) -> Result<Response<RestoreTreeResponse>, Status> {
         tree::restore(request.into_inner()).await.map(Response::new)
+    }
+
+    type ListenStream = ReceiverStream<Result<ListenResponse, Status>>;
+
+    async fn listen(&self, request: Request<ListenRequest>) -> Result<Response<Self::ListenStream>, Status> {
+        let events = self.ports.listen(request.into_inner().port).await?;
+        Ok(Response::new(ReceiverStream::new(events)))
+    }
+
+    type AcceptStream = ReceiverStream<Result<AcceptResponse, Status>>;
+
+    async fn accept(&self, request: Request<Streaming<AcceptRequest>>) -> Result<Response<Self::AcceptStream>, Status> {
+        let parts = self.ports.accept(request.into_inner()).await?;
+        Ok(Response::new(ReceiverStream::new(parts)))
     }
 }

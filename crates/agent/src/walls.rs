@@ -10,11 +10,18 @@ use std::{
     io,
     net::UdpSocket,
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use cloud_sandbox_proto::agent::v1::{ProveWallsRequest, WallProof};
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        statfs::{TMPFS_MAGIC, statfs},
+    },
+    unistd::{AccessFlags, access},
+};
 
 /// Tries all walls. A few dozen system calls, well under a millisecond.
 pub(crate) fn prove(request: &ProveWallsRequest) -> Vec<WallProof> {
@@ -23,7 +30,7 @@ pub(crate) fn prove(request: &ProveWallsRequest) -> Vec<WallProof> {
         ("no privileges", no_privileges()),
         ("seccomp", seccomp()),
         ("landlock", landlock()),
-        ("files", files(&request.path)),
+        ("files", files(&request.path, request.writable_root)),
         ("processes", processes()),
         ("network", network()),
         ("proc", proc()),
@@ -65,10 +72,14 @@ fn no_privileges() -> Breaches {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        let value = value(set).unwrap_or_default();
-        breaches.add_if(value != "0000000000000000", || format!("{set} is {value:?}"));
+        let value = value(set);
+        // what a kernel without ambient capabilities does not list, nobody has
+        let none = value == Some("0000000000000000") || set == "CapAmb" && value.is_none();
+        breaches.add_if(!none, || format!("{set} is {:?}", value.unwrap_or_default()));
     }
-    breaches.add_if(value("NoNewPrivs") != Some("1"), || "programs may gain privileges".into());
+    // asked, since not every kernel lists it
+    let gains = !prctl::get_no_new_privs().unwrap_or(false);
+    breaches.add_if(gains, || "programs may gain privileges".into());
     breaches
 }
 
@@ -118,20 +129,41 @@ fn landlock() -> Breaches {
     breaches
 }
 
-fn files(host_path: &str) -> Breaches {
+fn files(host_path: &str, writable_root: bool) -> Breaches {
     let mut breaches = Breaches::default();
     for path in [host_path.to_owned(), format!("/proc/1/root{host_path}")] {
         breaches.add_if(!host_path.is_empty() && Path::new(&path).exists(), || format!("{path} of the host is there"));
     }
-    for path in ["/", "/etc", "/usr", "/usr/bin", "/bin", "/lib", "/dev"] {
-        breaches.add_if(takes_files(path), || format!("{path} can be written"));
+    for path in ["/", "/etc", "/usr", "/usr/bin", "/bin", "/lib"] {
+        breaches.add_if(!writable_root && takes_files(Path::new(path)), || format!("{path} can be written"));
     }
+    let devices = Path::new("/dev");
+    breaches.add_if(!is_own_memory(devices) && takes_files(devices), || "/dev can be written".into());
     breaches
 }
 
-/// Whether a file without a name can be made in a folder.
-fn takes_files(folder: &str) -> bool {
-    OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(folder).is_ok()
+/// Whether a folder is a file system of its own that lies in memory, as containers have one at `/dev`.
+fn is_own_memory(folder: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|metadata| metadata.dev()).ok();
+    statfs(folder).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC) && device(folder) != device(Path::new("/"))
+}
+
+/// Whether a file can be made in a folder: one without a name, or where the file system has no such files, one that is
+/// removed at once.
+fn takes_files(folder: &Path) -> bool {
+    let mut file = OpenOptions::new();
+    file.write(true).mode(0o600);
+    let unnamed = file.clone().custom_flags(libc::O_TMPFILE).open(folder).map_err(|error| error.raw_os_error());
+    if !matches!(unnamed, Err(Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL | libc::ENOENT))) {
+        return unnamed.is_ok();
+    }
+    let path = folder.join(format!(".wall-{}", std::process::id()));
+    let made = file.create_new(true).open(&path).is_ok();
+    if made {
+        // of what could be made, everything can be removed
+        let _ = fs::remove_file(path);
+    }
+    made
 }
 
 /// Before anything was run in it, a sandbox has one process.
@@ -201,14 +233,24 @@ fn devices() -> Breaches {
     const HARMLESS: [(u64, u64); 7] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)];
     const FIRST_PTS: u64 = 136;
     let mut breaches = Breaches::default();
-    let entries = ["/dev", "/dev/pts"].into_iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten());
-    for entry in entries.flatten() {
-        let Ok(metadata) = entry.path().symlink_metadata() else { continue };
-        let kind = metadata.file_type();
-        let (major, minor) = (libc::major(metadata.rdev()).into(), libc::minor(metadata.rdev()).into());
-        let harmless = HARMLESS.contains(&(major, minor)) || major == FIRST_PTS;
-        let breached = kind.is_block_device() || kind.is_char_device() && !harmless;
-        breaches.add_if(breached, || format!("{} is device {major}:{minor}", entry.path().display()));
+    let mut folders = vec![PathBuf::from("/dev")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(metadata) = path.symlink_metadata() else { continue };
+            let kind = metadata.file_type();
+            if kind.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let (major, minor) = (libc::major(metadata.rdev()).into(), libc::minor(metadata.rdev()).into());
+            let harmless = HARMLESS.contains(&(major, minor)) || major == FIRST_PTS;
+            let device = kind.is_block_device() || kind.is_char_device();
+            // opening one may do something by itself
+            let usable = access(&path, AccessFlags::R_OK).is_ok() || access(&path, AccessFlags::W_OK).is_ok();
+            let breached = device && usable && (kind.is_block_device() || !harmless);
+            breaches.add_if(breached, || format!("{} is device {major}:{minor}", path.display()));
+        }
     }
     breaches
 }

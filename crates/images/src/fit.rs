@@ -36,6 +36,17 @@ const CONTAINER: &str = "/.dockerenv";
 /// Real lists of users are a few kilobytes.
 const USERS_MOST: u64 = 1 << 20;
 
+/// Files of `/etc` that tell a sandbox about itself, by their names.
+#[must_use]
+pub fn about_itself(nameserver: Ipv4Addr) -> [(&'static str, String); 3] {
+    [
+        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
+        ("hostname", "sandbox\n".to_owned()),
+        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
+        ("resolv.conf", format!("nameserver {nameserver}\n")),
+    ]
+}
+
 /// Adds what is missing.
 pub(crate) fn fit(root: &Root, nameserver: Ipv4Addr, job: &Job) -> Result<(), ImageError> {
     let failed = writing(&job.store, "add what a sandbox needs to the image");
@@ -49,12 +60,10 @@ pub(crate) fn fit(root: &Root, nameserver: Ipv4Addr, job: &Job) -> Result<(), Im
     let files = [
         ("passwd", users::passwd(&users)),
         ("group", users::group(&groups)),
-        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
-        ("hostname", "sandbox\n".to_owned()),
-        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
-        ("resolv.conf", format!("nameserver {nameserver}\n")),
+        // each sandbox has one of its own in its place
+        ("machine-id", String::new()),
     ];
-    for (name, content) in files {
+    for (name, content) in files.into_iter().chain(about_itself(nameserver)) {
         write(&etc, name, &content).map_err(&failed)?;
     }
     if root::kind_at(etc.as_fd(), OsStr::new("nsswitch.conf")).map_err(|errno| failed(errno.into()))?.is_none() {

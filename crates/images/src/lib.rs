@@ -30,7 +30,7 @@ mod tests;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
-pub use crate::{error::ImageError, limits::Limits, store::ImageStore};
+pub use crate::{error::ImageError, fit::about_itself, limits::Limits, store::ImageStore};
 
 /// What a store can be told.
 #[derive(Debug, Clone)]

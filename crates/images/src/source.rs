@@ -90,7 +90,8 @@ impl ImageStore {
             missing.iter().map(|blob| blob.size).fold(0, u64::saturating_add),
         )?;
         job.progress.begin("pulling", missing.iter().map(|blob| blob.size).sum());
-        let fetching = missing.iter().map(|blob| self.layer(&remote, blob, job));
+        // by value: a closure over references does not go into a task
+        let fetching = missing.into_iter().map(|blob| self.layer(&remote, blob, job));
         stream::iter(fetching).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) }).await?;
         let layers = names.clone();
         let (work, root, bytes) = job.blocking(move |job| merged(&layers, job)).await?;
@@ -114,13 +115,13 @@ impl ImageStore {
     }
 
     /// Fetches and unpacks a layer, unless another call has done it meanwhile.
-    async fn layer(&self, remote: &Remote, blob: &Blob, job: &Job) -> Result<(), ImageError> {
+    async fn layer(&self, remote: &Remote, blob: Blob, job: &Job) -> Result<(), ImageError> {
         let _turn = self.0.turns.take(format!("layer {}", blob.digest)).await;
-        let Some(name) = layer_name(&blob.digest).filter(|_| !self.has(blob)) else {
+        let Some(name) = layer_name(&blob.digest).filter(|_| !self.has(&blob)) else {
             job.progress.advance(blob.size);
             return Ok(());
         };
-        let draft = remote.fetch(blob, job).await?;
+        let draft = remote.fetch(&blob, job).await?;
         let part = job.part(format!("layer {} of {}", blob.digest, job.what));
         part.blocking(move |job| {
             let opened = File::open(&draft.0).map_err(writing(&job.store, "read a layer"))?;

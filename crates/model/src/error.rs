@@ -147,6 +147,7 @@ pub mod reason {
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
     pub const TEMPLATE_EXISTS: &str = "TEMPLATE_EXISTS";
     pub const TEMPLATE_FAILED: &str = "TEMPLATE_FAILED";
+    pub const TEMPLATE_LIMIT: &str = "TEMPLATE_LIMIT";
     pub const TEMPLATE_NOT_FOUND: &str = "TEMPLATE_NOT_FOUND";
     pub const TEMPLATE_NOT_READY: &str = "TEMPLATE_NOT_READY";
     pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";

@@ -36,6 +36,9 @@ pub const READY_SECONDS_DEFAULT: u32 = 60;
 pub const READY_SECONDS_MAX: u32 = 3600;
 /// The most runtimes and languages that a template may list.
 pub const LISTED_MAX: usize = 16;
+/// The languages that there are, by name.
+pub const LANGUAGES: [&str; 10] =
+    ["python", "javascript", "typescript", "go", "bash", "sh", "ruby", "perl", "php", "lua"];
 
 /// A template, as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -321,8 +324,7 @@ impl Template {
         self.check_source(&mut violations);
         self.check_runtimes(&mut violations);
         violations.take(Limits::DEFAULT.overlaid(self.limits, Limits::MAX));
-        let listed = self.languages.len() <= LISTED_MAX;
-        violations.check(listed, "languages", format!("must be at most {LISTED_MAX}"));
+        self.check_languages(&mut violations);
         violations.range("warm_size", &self.warm_size, &0, &WARM_MAX);
         violations.env("env", &self.env);
         self.check_user(&mut violations);
@@ -362,6 +364,17 @@ impl Template {
             "writable_root",
             "must be false on the runtime linux, whose root is read-only",
         );
+    }
+
+    fn check_languages(&self, violations: &mut Violations) {
+        let listed = self.languages.len() <= LISTED_MAX;
+        violations.check(listed, "languages", format!("must be at most {LISTED_MAX}"));
+        for (index, language) in self.languages.iter().enumerate().take(LISTED_MAX) {
+            let field = format!("languages[{index}]");
+            let rule = format!("must be one of {}", LANGUAGES.join(", "));
+            violations.check(LANGUAGES.contains(&language.as_str()), &field, rule);
+            violations.check(!self.languages[..index].contains(language), &field, "must not be listed twice");
+        }
     }
 
     fn check_user(&self, violations: &mut Violations) {
@@ -514,6 +527,9 @@ mod tests {
             "source.docker_image.image"
         );
         assert_eq!(broken(&|template| template.limits.pids = 1), "limits.pids");
+        assert_eq!(broken(&|template| template.languages = vec!["cobol".into()]), "languages[0]");
+        assert_eq!(broken(&|template| template.languages = vec!["go".into(), "go".into()]), "languages[1]");
+        assert_eq!(broken(&|template| template.languages = vec!["go".into(); 17]), "languages");
         assert_eq!(broken(&|template| template.warm_size = 1001), "warm_size");
         assert_eq!(broken(&|template| template.user = "a:b".into()), "user");
         let native = |template: &mut Template| template.runtimes = vec![RuntimeName::Linux];

@@ -1,5 +1,7 @@
-//! The connections to the agent in one sandbox: an HTTP/2 connection for processes and one for files and trees, each made at the
-//! first call and again when it breaks.
+//! The connections to the agent in one sandbox: an HTTP/2 connection for processes, one for files and trees, and one for what
+//! programs connect to, each made at the first call and again when it breaks.
+
+mod port;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +14,7 @@ use cloud_sandbox_proto::{
     },
     v1::file_service_client::FileServiceClient,
 };
-use cloud_sandbox_runtime::Runtime;
+use cloud_sandbox_runtime::{Port, Runtime};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::mpsc,
@@ -37,6 +39,10 @@ const FILE_WINDOW: u32 = 1024 * 1024;
 const FILES_WINDOW: u32 = 16 * 1024 * 1024;
 /// Frames of files are large: each costs a wake-up here and there.
 const FILES_FRAME: u32 = 256 * 1024;
+/// What a program may be ahead of who serves what it has connected to.
+const PORT_WINDOW: u32 = 64 * 1024;
+/// As much for each of the 256 connections that an agent has at once, and some for the port itself.
+const PORTS_WINDOW: u32 = 257 * PORT_WINDOW;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(100);
 /// Messages on their way to a process. Few: what a process does not read must hold back its caller.
@@ -49,6 +55,8 @@ pub(crate) struct Agent {
     files: FileServiceClient<Channel>,
     /// over the connection of files: whole trees are as much, and hold up no process
     trees: AgentServiceClient<Channel>,
+    /// of its own connection: programs that are not heard hold up no process
+    ports: AgentServiceClient<Channel>,
 }
 
 /// A process that the agent has started. Dropping it before its end kills the process's session.
@@ -123,6 +131,10 @@ impl Agent {
             .initial_stream_window_size(FILE_WINDOW)
             .initial_connection_window_size(FILES_WINDOW)
             .max_frame_size(FILES_FRAME)
+            .connect_with_connector_lazy(connector.clone());
+        let ports = Endpoint::from_static("http://agent")
+            .initial_stream_window_size(PORT_WINDOW)
+            .initial_connection_window_size(PORTS_WINDOW)
             .connect_with_connector_lazy(connector);
         let trees = AgentServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_MAX);
         let files = FileServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
@@ -130,6 +142,7 @@ impl Agent {
             client: client.max_encoding_message_size(MESSAGE_MAX),
             files: files.max_encoding_message_size(MESSAGE_MAX),
             trees: trees.max_encoding_message_size(MESSAGE_MAX),
+            ports: AgentServiceClient::new(ports),
         }
     }
 
@@ -167,6 +180,12 @@ impl Agent {
     /// Has the agent try what must not be possible in its sandbox.
     pub(crate) async fn prove_walls(&self, request: ProveWallsRequest) -> Result<Vec<WallProof>, Status> {
         Ok(self.client().prove_walls(request).await?.into_inner().proofs)
+    }
+
+    /// Listens on a port of the sandbox's loopback: `port`, or any other where a program has that already. It closes
+    /// with what is returned.
+    pub(crate) async fn listen(&self, port: u16) -> Result<Port, Status> {
+        port::listen(self.ports.clone(), port).await
     }
 
     /// Starts a process with its first messages.

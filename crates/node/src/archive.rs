@@ -71,6 +71,7 @@ impl Archived {
             node: options.id,
             node_address: options.address.clone(),
             template: self.owned.template.clone(),
+            runtime: self.owned.runtime.clone(),
             paused: false,
             ended: true,
             // an earlier version did not know all of them, and its sandboxes had the defaults of the others

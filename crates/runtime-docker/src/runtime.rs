@@ -215,7 +215,7 @@ impl Runtime for DockerRuntime {
         &self,
         template: &Template,
         runtime: &RuntimeName,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError> {
         let facts = self.facts().await?;
         let oci_runtime = facts.oci_runtime(runtime)?;
@@ -332,20 +332,16 @@ impl Runtime for DockerRuntime {
 }
 
 impl Inner {
-    /// What has been tried from inside and holds. A kernel of the sandbox's own is a wall by itself, behind which are devices of
-    /// its own; not all of them say what rights a process has, and none needs the host's filters.
+    /// What has been tried from inside and holds. A kernel of the sandbox's own is a wall by itself: behind it are devices of
+    /// its own, and it needs none of the host's filters.
     fn walls(&self, template: &Prepared) -> Vec<&'static str> {
-        let kernel =
-            self.engine.last_known().map(|facts| facts.kernel(template.runtime.oci_runtime().unwrap_or("runc")));
-        let mut held = vec![walls::PROCESSES, walls::NETWORK, walls::PROC, walls::IDENTITY];
-        let root = ["root", "0"].contains(&template.user.split(':').next().unwrap_or_default());
-        // the daemon's /dev belongs to root
-        if !template.writable_root && !root {
-            held.push(walls::FILES);
-        }
+        let mut held =
+            vec![walls::NO_PRIVILEGES, walls::FILES, walls::PROCESSES, walls::NETWORK, walls::PROC, walls::IDENTITY];
+        let facts = self.engine.last_known();
+        let kernel = facts.as_ref().map(|facts| facts.kernel(template.runtime.oci_runtime().unwrap_or_default()));
         if kernel == Some(Kernel::Hosts) {
-            held.extend([walls::NO_PRIVILEGES, walls::SECCOMP, walls::DEVICES]);
-            if self.engine.last_known().is_some_and(|facts| facts.user_namespaces) {
+            held.extend([walls::SECCOMP, walls::DEVICES]);
+            if facts.is_some_and(|facts| facts.user_namespaces) {
                 held.push(walls::USER_NAMESPACE);
             }
         }

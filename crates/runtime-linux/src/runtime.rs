@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use cloud_sandbox_images::ImageStore;
 use cloud_sandbox_jailer::{IdMap, Root, Spec};
 use cloud_sandbox_model::{
     Limits, RuntimeName, SandboxId, Template,
@@ -48,6 +49,8 @@ pub struct Options {
     pub agent: &'static [u8],
     /// the jailer's program
     pub jailer: &'static [u8],
+    /// where root file systems come from; without it there is the host's own `/usr` alone
+    pub images: Option<ImageStore>,
 }
 
 /// Sandboxes made of namespaces, cgroups and seccomp.
@@ -65,6 +68,7 @@ struct Inner {
     ids: IdRanges,
     cgroups: Option<Box<dyn Hierarchy>>,
     landlock: u32,
+    images: Option<ImageStore>,
     /// how many files this process may have open
     open_files: u64,
     losses: Vec<Loss>,
@@ -95,6 +99,7 @@ impl LinuxRuntime {
             ids,
             cgroups,
             landlock,
+            images: options.images.clone(),
             open_files: rlimits::raise_open_files().map_err(host("raise the limit of open files"))?,
             losses,
             sandboxes: Mutex::default(),
@@ -298,16 +303,30 @@ impl Runtime for LinuxRuntime {
         &self,
         template: &Template,
         _runtime: &RuntimeName,
-        _progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError> {
-        match &template.source {
-            Source::Host => Ok(Prepared { template: template.reference(), ..Prepared::host() }),
-            source => Err(RuntimeError::Unsupported(format!("make a root file system of a {}", source.kind()))),
-        }
+        let reference = template.reference();
+        let images = match (&template.source, &self.inner.images) {
+            (Source::Host, _) => return Ok(Prepared { template: reference, ..Prepared::host() }),
+            (_, Some(images)) => images,
+            (source, None) => {
+                return Err(RuntimeError::Unsupported(format!("make a root file system of a {}", source.kind())));
+            }
+        };
+        let image = images.prepare(&reference, &template.source, progress).await;
+        let image = image.map_err(|error| RuntimeError::Template { template: reference, why: error.chain() })?;
+        Ok(Prepared {
+            template: image.reference,
+            root: PreparedRoot::Folder(image.root),
+            env: image.env,
+            ..Prepared::host()
+        })
     }
 
-    async fn discard(&self, _template: &str) -> Result<(), RuntimeError> {
-        Ok(())
+    async fn discard(&self, template: &str) -> Result<(), RuntimeError> {
+        let Some(images) = &self.inner.images else { return Ok(()) };
+        let removed = images.remove(template).await;
+        removed.map_err(|error| RuntimeError::host(format!("remove template {template}"), io::Error::other(error)))
     }
 
     fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {

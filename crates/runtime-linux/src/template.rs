@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cloud_sandbox_images::about_itself;
 use cloud_sandbox_jailer::{Bind, Root};
 use cloud_sandbox_runtime::{INTERFACE, SCRATCH};
 
@@ -72,9 +73,9 @@ fn bare() -> Root {
 }
 
 /// What a root file system in a folder shows. All places that something is put at are there: a folder for each of the
-/// writable ones, and the files that are a sandbox's own.
+/// writable ones, and `/etc/machine-id`.
 pub fn folder(base: &Path) -> io::Result<Root> {
-    let mut root = Root { base: Some(base.into()), replaced: own_files(), ..bare() };
+    let mut root = Root { base: Some(base.into()), ..bare() };
     for entry in fs::read_dir(base)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -121,17 +122,6 @@ fn versioned_settings() -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path()).filter(named)
 }
 
-/// Files that tell a sandbox about itself.
-pub fn own_files() -> Vec<(PathBuf, String)> {
-    let files = [
-        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
-        ("/etc/hostname", "sandbox\n".to_owned()),
-        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
-        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
-    ];
-    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
-}
-
 fn files() -> Vec<(PathBuf, String)> {
     let files = [
         (
@@ -145,6 +135,11 @@ fn files() -> Vec<(PathBuf, String)> {
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
     ];
     files.into_iter().map(|(path, content)| (path.into(), content)).chain(own_files()).collect()
+}
+
+/// The files that tell a sandbox about itself.
+pub fn own_files() -> Vec<(PathBuf, String)> {
+    about_itself(INTERFACE.gateway).map(|(name, content)| (Path::new("/etc").join(name), content)).into()
 }
 
 fn bind(path: impl AsRef<Path>) -> Bind {

@@ -3,8 +3,9 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc};
 
-use cloud_sandbox_model::{Limits, SandboxId};
-use cloud_sandbox_runtime::{Prepared, Root, Runtime, RuntimeError, SandboxSpec, conformance};
+use cloud_sandbox_images::{ImageStore, Options as ImageOptions};
+use cloud_sandbox_model::{Limits, RuntimeName, SandboxId, Template, template::Source};
+use cloud_sandbox_runtime::{INTERFACE, Prepared, Root, Runtime, RuntimeError, SandboxSpec, conformance};
 use cloud_sandbox_runtime_linux::{LinuxRuntime, Options};
 
 fn options(state_dir: &Path) -> Options {
@@ -12,6 +13,7 @@ fn options(state_dir: &Path) -> Options {
         state_dir: state_dir.into(),
         agent: cloud_sandbox_embedded::AGENT,
         jailer: cloud_sandbox_embedded::JAILER,
+        images: None,
     }
 }
 
@@ -47,6 +49,22 @@ async fn linux_conforms_with_a_root_file_system_in_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = LinuxRuntime::new(&options(state.path())).unwrap();
     conformance::check_all(Arc::new(runtime), bare_root(folder.path())).await;
+}
+
+#[tokio::test]
+async fn linux_conforms_with_what_it_has_prepared() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("usr")).unwrap();
+    let images = ImageStore::open(ImageOptions::new(state.path().join("images"), INTERFACE.gateway)).await.unwrap();
+    let options = Options { images: Some(images), ..options(&state.path().join("run")) };
+    let runtime = Arc::new(LinuxRuntime::new(&options).unwrap());
+    let source = Source::Folder { path: folder.path().into() };
+    let template = Template { name: "bare".into(), version: 1, source, ..Template::host() };
+    let prepared = runtime.prepare(&template, &RuntimeName::Linux, &Arc::default()).await.unwrap();
+    conformance::check_all(Arc::clone(&runtime) as Arc<dyn Runtime>, prepared).await;
+    runtime.discard("bare@1").await.unwrap();
+    assert_eq!(fs::read_dir(state.path().join("images/trees")).unwrap().count(), 0, "nothing of it is left");
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ use crate::{BoxedStream, End, Listener, Port, Prepared, Root, Runtime, RuntimeEr
 pub type Agent = Arc<dyn Fn(SandboxId, DuplexStream) + Send + Sync>;
 
 const PIPE: usize = 64 * 1024;
+/// What cannot be done without what a runtime works with.
+const OF_DAEMONS: [&str; 4] = ["available", "prepare", "create", "reclaim"];
 
 /// A runtime whose sandboxes are served by the test.
 pub struct FakeRuntime {
@@ -36,6 +38,19 @@ struct State {
     writable: Option<Vec<PathBuf>>,
     walls: Vec<&'static str>,
     prepared: BTreeSet<String>,
+    /// what it works with does not answer
+    unavailable: bool,
+    preparing: Preparing,
+}
+
+/// How templates are prepared.
+#[derive(Default)]
+struct Preparing {
+    /// nothing is prepared while this is so
+    held: watch::Sender<bool>,
+    count: usize,
+    now: usize,
+    most: usize,
 }
 
 struct Fake {
@@ -75,6 +90,22 @@ impl FakeRuntime {
         } else {
             state.unsupported.remove(operation);
         }
+    }
+
+    /// Makes it as if what it works with were not there, or there again.
+    pub fn set_unavailable(&self, unavailable: bool) {
+        self.state().unavailable = unavailable;
+    }
+
+    /// Makes everything that is prepared wait, or go on.
+    pub fn hold_preparing(&self, held: bool) {
+        self.state().preparing.held.send_replace(held);
+    }
+
+    /// How often templates were prepared, and the most that were being prepared at once.
+    pub fn times_prepared(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.preparing.count, state.preparing.most)
     }
 
     /// The sandboxes that exist.
@@ -168,10 +199,22 @@ impl State {
         if self.failing.contains(operation) {
             return Err(RuntimeError::host(operation, io::Error::other("made to fail")));
         }
+        if self.unavailable && OF_DAEMONS.contains(&operation) {
+            return Err(RuntimeError::Unavailable("made to be away".to_owned()));
+        }
         if self.unsupported.contains(operation) {
             return Err(RuntimeError::Unsupported(operation.to_owned()));
         }
         Ok(())
+    }
+}
+
+/// Counts one as being prepared.
+struct Counted<'a>(&'a FakeRuntime);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.state().preparing.now -= 1;
     }
 }
 
@@ -205,9 +248,20 @@ impl Runtime for FakeRuntime {
         &self,
         template: &Template,
         runtime: &RuntimeName,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError> {
-        progress.begin("preparing", 1);
+        progress.begin("pulling", 2);
+        progress.advance(1);
+        let mut held = {
+            let mut state = self.state();
+            state.preparing.count += 1;
+            state.preparing.now += 1;
+            state.preparing.most = state.preparing.most.max(state.preparing.now);
+            state.preparing.held.subscribe()
+        };
+        let _counted = Counted(self);
+        // its sender lives as long as this
+        let _ = held.wait_for(|held| !held).await;
         let mut state = self.state();
         state.refuse_if_failing("prepare")?;
         state.prepared.insert(template.reference());
@@ -318,6 +372,8 @@ impl Runtime for FakeRuntime {
     }
 
     async fn reclaim(&self) -> Result<Vec<SandboxId>, RuntimeError> {
-        Ok(std::mem::take(&mut self.state().leftovers))
+        let mut state = self.state();
+        state.refuse_if_failing("reclaim")?;
+        Ok(std::mem::take(&mut state.leftovers))
     }
 }

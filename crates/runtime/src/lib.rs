@@ -6,7 +6,7 @@ pub mod fake;
 pub mod multiplex;
 pub mod walls;
 
-use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{
@@ -216,7 +216,7 @@ pub trait Runtime: Send + Sync + 'static {
         &self,
         template: &Template,
         runtime: &RuntimeName,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<Prepared, RuntimeError>;
 
     /// Drops what was prepared of a template; of one that was not, nothing. No sandbox is made from it any more.

@@ -35,6 +35,7 @@ impl NodeService for SimNode {
             }
             return call.reply(AcquireSandboxResponse { sandbox: Some(sandbox), warm: true });
         }
+        self.state().acquired_templates.push(wanted.template.clone());
         let sandbox = self.make(&owner, &wanted).await?;
         if !wanted.request_id.is_empty() {
             self.state().answers.insert(key, (wanted, sandbox.clone()));
@@ -138,6 +139,18 @@ impl NodeService for SimNode {
         request: Request<SetTemplatesRequest>,
     ) -> Result<Response<SetTemplatesResponse>, Status> {
         let call = self.enter("SetTemplates", &request).await?;
+        let SetTemplatesRequest { templates, revision } = request.into_inner();
+        let is_newer = {
+            let mut state = self.state();
+            let is_newer = revision >= state.revision;
+            if is_newer {
+                (state.told, state.revision) = (templates, revision);
+            }
+            is_newer
+        };
+        if is_newer {
+            self.report_again().await;
+        }
         call.reply(SetTemplatesResponse {})
     }
 }

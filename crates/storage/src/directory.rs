@@ -38,6 +38,8 @@ pub struct SandboxEntry {
     pub node_address: String,
     /// what it was made from
     pub template: String,
+    /// what made it; empty where its node was of a version that did not say
+    pub runtime: String,
     /// whether its processes are frozen
     pub paused: bool,
     /// has ended; what its executions printed can still be read on its node until `expires_at`
@@ -128,7 +130,7 @@ pub struct SandboxFilter {
     pub tenant: String,
     /// of this user; of all when `None`
     pub user: Option<String>,
-    /// of this template; of all when `None`
+    /// of this template, in any version where it names none; of all when `None`
     pub template: Option<String>,
     /// paused ones or running ones; both when `None`
     pub paused: Option<bool>,
@@ -143,10 +145,15 @@ impl SandboxFilter {
         !entry.ended
             && entry.tenant == self.tenant
             && self.user.as_ref().is_none_or(|user| *user == entry.user)
-            && self.template.as_ref().is_none_or(|template| *template == entry.template)
+            && self.template.as_ref().is_none_or(|template| is_of(&entry.template, template))
             && self.paused.is_none_or(|paused| paused == entry.paused)
             && self.metadata.iter().all(|(key, value)| entry.metadata.get(key) == Some(value))
     }
+}
+
+/// Whether the template `reference` is the one that is called `name`, with or without a version.
+fn is_of(reference: &str, name: &str) -> bool {
+    reference.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
 }
 
 /// What came of a claim.

@@ -56,11 +56,21 @@ impl Stdio {
 /// Serves `agent` on the streams of the session, until standard input ends.
 pub async fn serve_stdio(stdio: Stdio, agent: Agent) -> io::Result<()> {
     let mut session = yamux::Connection::new(stdio, config(), yamux::Mode::Server);
-    while let Some(stream) = poll_fn(|context| session.poll_next_inbound(context)).await {
-        // A stream that fails takes its runs along, as the node expects; nobody else is affected.
-        tokio::spawn(serve_connection(Box::new(stream.map_err(io::Error::other)?.compat()), agent.clone()));
+    loop {
+        match poll_fn(|context| session.poll_next_inbound(context)).await {
+            // A stream that fails takes its runs along, as the node expects; nobody else is affected.
+            Some(Ok(stream)) => drop(tokio::spawn(serve_connection(Box::new(stream.compat()), agent.clone()))),
+            None => return Ok(()),
+            Some(Err(error)) if is_end(&error) => return Ok(()),
+            Some(Err(error)) => return Err(io::Error::other(error)),
+        }
     }
-    Ok(())
+}
+
+/// Whether the node has gone while something was on its way to it.
+fn is_end(error: &yamux::ConnectionError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error, yamux::ConnectionError::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset))
 }
 
 fn config() -> yamux::Config {

@@ -290,6 +290,9 @@ async fn an_archive_that_does_not_fit_leaves_no_half_file() {
 #[tokio::test]
 async fn archives_that_nobody_reads_are_bounded_and_end_with_their_calls() {
     let agent = Files::start().await;
+    // where the agent itself has to look, that takes one more
+    let threads = || agent.proc_names(&format!("{}/task", agent.pid())).len();
+    let quiet = threads();
     fs::create_dir(agent.path("d")).unwrap();
     fs::File::create(agent.path("d/big")).unwrap().set_len(1 << 30).unwrap();
     fs::write(agent.path("d/small"), "content").unwrap();
@@ -302,7 +305,6 @@ async fn archives_that_nobody_reads_are_bounded_and_end_with_their_calls() {
     // Other work goes on.
     agent.chmod(&agent.path("d"), 0o755, true).await.unwrap();
     drop(streams);
-    let threads = || agent.proc_names(&format!("{}/task", agent.pid())).len();
-    eventually("the threads end", || threads() == 1).await;
+    eventually("the threads end", || threads() <= quiet).await;
     agent.download_archive("d/small").await.unwrap();
 }

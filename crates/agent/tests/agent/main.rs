@@ -11,6 +11,7 @@ mod file_trees;
 mod file_watch;
 mod files;
 mod many;
+mod ports;
 mod rig;
 mod runs;
 mod saved;

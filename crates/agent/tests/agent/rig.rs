@@ -16,7 +16,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 pub use self::{
     agent::{Agent, client},
-    place::left_out,
+    place::{is_gvisor, left_out},
 };
 
 /// Long enough for a busy machine, short enough to see what hangs.

@@ -5,19 +5,21 @@ use std::{collections::HashMap, sync::Arc};
 use cloud_sandbox_egress::{Egress, PROXY_PORT, proxy_environment};
 use cloud_sandbox_model::{
     SandboxId,
-    error::Result,
+    error::{Error, Result},
     network::{NetworkMode, NetworkPolicy},
 };
-use cloud_sandbox_runtime::INTERFACE;
-use tokio::sync::watch;
+use cloud_sandbox_runtime::{INTERFACE, Runtime, RuntimeError};
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use super::runtime_error;
-use crate::node::Shared;
+use crate::{agent::Agent, node::Shared};
 
 /// The ways out of one sandbox. Its owner alone changes them.
 pub(super) struct Network {
     id: SandboxId,
+    runtime: Arc<dyn Runtime>,
     policy: watch::Sender<NetworkPolicy>,
     egress: Egress,
     /// the proxy's port, once there is one
@@ -29,10 +31,10 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(node: &Shared, id: SandboxId, ended: CancellationToken) -> Self {
+    pub(super) fn new(node: &Shared, id: SandboxId, runtime: Arc<dyn Runtime>, ended: CancellationToken) -> Self {
         let (policy, watched) = watch::channel(NetworkPolicy::default());
         let egress = Egress::new(id, watched, node.own_addresses.now(), Arc::clone(&node.upstream));
-        Self { id, policy, egress, proxy: None, interface: None, ended }
+        Self { id, runtime, policy, egress, proxy: None, interface: None, ended }
     }
 
     /// What went through, for whoever has only the sandbox's handle.
@@ -42,10 +44,10 @@ impl Network {
 
     /// Puts a policy in force, and makes the way out that it needs. The new policy holds for what is under way too.
     /// On an error the one before stays.
-    pub(super) async fn apply(&mut self, node: &Shared, policy: NetworkPolicy) -> Result<()> {
+    pub(super) async fn apply(&mut self, node: &Shared, agent: &Agent, policy: NetworkPolicy) -> Result<()> {
         match policy.mode() {
             NetworkMode::None => {}
-            NetworkMode::Egress => self.serve_proxy(node).await?,
+            NetworkMode::Egress => self.serve_proxy(node, agent).await?,
             NetworkMode::Open => self.attach_interface(node).await?,
         }
         if policy.mode() != NetworkMode::Open
@@ -65,11 +67,19 @@ impl Network {
     }
 
     /// The proxy stays when the mode changes: whoever asks it then is told why it refuses.
-    async fn serve_proxy(&mut self, node: &Shared) -> Result<()> {
+    async fn serve_proxy(&mut self, node: &Shared, agent: &Agent) -> Result<()> {
         if self.proxy.is_some() {
             return Ok(());
         }
-        let port = node.runtime.listen(self.id, PROXY_PORT).await.map_err(runtime_error)?;
+        let port = match self.runtime.listen(self.id, PROXY_PORT).await {
+            // the agent can everywhere; what goes through it is slower
+            Err(RuntimeError::Unsupported(_)) => {
+                let listening = timeout(node.options.agent_deadline, agent.listen(PROXY_PORT)).await;
+                let failed = |cause: Status| Error::internal("listen on a port of a sandbox", cause);
+                listening.map_err(|_| failed(Status::deadline_exceeded("the agent did not answer")))?.map_err(failed)?
+            }
+            listening => listening.map_err(runtime_error)?,
+        };
         let (egress, ended) = (self.egress.clone(), self.ended.clone());
         node.tasks.spawn(async move { egress.serve(port.listener, ended).await });
         self.proxy = Some(port.number);
@@ -80,7 +90,7 @@ impl Network {
         if self.interface.is_some() {
             return Ok(());
         }
-        let packets = node.runtime.attach_interface(self.id, INTERFACE).await.map_err(runtime_error)?;
+        let packets = self.runtime.attach_interface(self.id, INTERFACE).await.map_err(runtime_error)?;
         let cancel = self.ended.child_token();
         let (egress, cancelled) = (self.egress.clone(), cancel.clone());
         node.tasks.spawn(async move { egress.serve_packets(packets, INTERFACE, cancelled).await });

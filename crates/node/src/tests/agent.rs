@@ -44,6 +44,8 @@ pub(super) struct Script {
     processes: Mutex<HashMap<u32, mpsc::UnboundedSender<i32>>>,
     /// processes that run now
     pub(super) running: AtomicUsize,
+    /// how often a ready command has run
+    pub(super) tries: AtomicUsize,
     /// connections made
     pub(super) connections: AtomicUsize,
     /// agents do not answer
@@ -201,6 +203,24 @@ impl AgentService for Agent {
     ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
         Err(Status::unimplemented("restore_tree"))
     }
+
+    type ListenStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::ListenResponse, Status>>;
+
+    async fn listen(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::ListenRequest>,
+    ) -> Result<Response<Self::ListenStream>, Status> {
+        Err(Status::unimplemented("listen"))
+    }
+
+    type AcceptStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::AcceptResponse, Status>>;
+
+    async fn accept(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::AcceptRequest>>,
+    ) -> Result<Response<Self::AcceptStream>, Status> {
+        Err(Status::unimplemented("accept"))
+    }
 }
 
 impl Agent {
@@ -217,6 +237,11 @@ async fn process(
     events: Events,
 ) {
     let words: Vec<&str> = start.argv.iter().map(String::as_str).collect();
+    // a shell that is told to run something does so
+    let words = match words.as_slice() {
+        ["bash" | "sh", "-c", line] => line.strip_prefix("run ").map_or(words, |line| line.split(' ').collect()),
+        _ => words,
+    };
     let exited = match words.as_slice() {
         ["echo", text] => print(&events, text.as_bytes().to_vec(), b"").await,
         ["both", out, err] => print(&events, out.as_bytes().to_vec(), err.as_bytes()).await,
@@ -236,6 +261,15 @@ async fn process(
                 send(&events, Event::Stdout("y\n".into())).await;
             }
             return;
+        }
+        ["ready", after] => {
+            let tries = script.tries.fetch_add(1, Ordering::SeqCst) + 1;
+            let exit_code = i32::from(tries < after.parse().unwrap());
+            Exited { exit_code, ..print(&events, b"not yet".to_vec(), b"").await }
+        }
+        ["fail", code, word] => {
+            let exit_code = code.parse().unwrap();
+            Exited { exit_code, ..print(&events, word.as_bytes().to_vec(), b"").await }
         }
         ["fill"] => Exited { disk_full: true, ..Default::default() },
         ["fail", code] => Exited { exit_code: code.parse().unwrap(), ..Default::default() },

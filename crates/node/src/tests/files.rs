@@ -266,6 +266,24 @@ impl AgentService for Fake {
     ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
         Err(Status::unimplemented("restore_tree"))
     }
+
+    type ListenStream = stream::Empty<Result<cloud_sandbox_proto::agent::v1::ListenResponse, Status>>;
+
+    async fn listen(
+        &self,
+        _: Request<cloud_sandbox_proto::agent::v1::ListenRequest>,
+    ) -> Result<Response<Self::ListenStream>, Status> {
+        Err(Status::unimplemented("listen"))
+    }
+
+    type AcceptStream = stream::Empty<Result<cloud_sandbox_proto::agent::v1::AcceptResponse, Status>>;
+
+    async fn accept(
+        &self,
+        _: Request<Streaming<cloud_sandbox_proto::agent::v1::AcceptRequest>>,
+    ) -> Result<Response<Self::AcceptStream>, Status> {
+        Err(Status::unimplemented("accept"))
+    }
 }
 
 fn serve(play: Arc<Play>, stream: DuplexStream) {

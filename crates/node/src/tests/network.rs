@@ -1,15 +1,17 @@
 //! What of the network a sandbox sees, from its acquire to its end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use cloud_sandbox_agent::{Agent, Children, serve_agent};
 use cloud_sandbox_model::SandboxId;
 use cloud_sandbox_proto::{
     node::v1::UpdateSandboxRequest,
     v1::{AcquireSandboxRequest, NetworkMode, NetworkPolicy, Sandbox},
 };
+use cloud_sandbox_runtime::FakeRuntime;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     time::{sleep, timeout},
 };
 
@@ -122,4 +124,85 @@ async fn way_that_cannot_be_made_fails_the_acquire_and_is_no_change() {
     world.runtime.set_failing("listen", false);
     world.set_network(id, policy(NetworkMode::Egress, &["*"])).await.unwrap();
     assert!(world.proxy(id).await.is_some());
+}
+
+/// A node whose runtime cannot listen in a sandbox, with the real agent, which runs beside it.
+async fn world_of_agents() -> (World, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    tokio::spawn(serve_agent(UnixListener::bind(&socket).unwrap(), Agent::new(Children::own()).unwrap()));
+    let runtime = Arc::new(FakeRuntime::new(move |_, mut ours| {
+        let socket = socket.clone();
+        tokio::spawn(async move {
+            let mut agents = UnixStream::connect(socket).await.unwrap();
+            copy_bidirectional(&mut ours, &mut agents).await
+        });
+    }));
+    runtime.set_unsupported("listen", true);
+    (World::start_on(options(1, 2), runtime, Arc::default()).await, folder)
+}
+
+/// What a program of the sandbox is told of its proxy.
+async fn proxy_of_program(world: &World, id: SandboxId) -> String {
+    world.execute(argv(id, &["sh", "-c", "echo -n $https_proxy"])).await.unwrap().stdout
+}
+
+#[tokio::test]
+async fn where_the_runtime_cannot_listen_the_agent_does() {
+    let (world, _folder) = world_of_agents().await;
+    let id = id_of(&world.try_acquire(wanted(policy(NetworkMode::Egress, &["example.org"]))).await.unwrap());
+    let proxy = proxy_of_program(&world, id).await;
+    assert!(proxy.starts_with("http://127.0.0.1:"), "{proxy}");
+    for _ in 0..20 {
+        let denied = connect(&proxy, "other.example.net:443").await.unwrap();
+        assert!(denied.starts_with("HTTP/1.1 403"), "{denied}");
+    }
+    world.set_network(id, policy(NetworkMode::None, &[])).await.unwrap();
+    let refused = connect(&proxy, "example.org:443").await.unwrap();
+    assert!(refused.contains("no network"), "{refused}");
+
+    let other = id_of(&world.try_acquire(wanted(policy(NetworkMode::Egress, &["*"]))).await.unwrap());
+    assert_ne!(proxy_of_program(&world, other).await, proxy, "the port was taken");
+
+    world.release(id).await.unwrap();
+    for _ in 0..500 {
+        if connect(&proxy, "example.org:443").await.is_none() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the port outlives its sandbox");
+}
+
+#[tokio::test]
+async fn a_tunnel_through_the_agent_carries_both_ways_and_ends_one_way_at_a_time() {
+    let (world, _folder) = world_of_agents().await;
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = server.accept().await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        stream.write_all(&all).await.unwrap();
+    });
+    let agent = crate::agent::Agent::new(
+        world.runtime.clone(),
+        id_of(&world.try_acquire(wanted(policy(NetworkMode::None, &[]))).await.unwrap()),
+    );
+    let mut port = agent.listen(3128).await.unwrap();
+    let number = port.number;
+    let tunnel = tokio::spawn(async move {
+        let mut accepted = port.listener.accept().await.unwrap();
+        let mut server = TcpStream::connect(address).await.unwrap();
+        copy_bidirectional(&mut accepted, &mut server).await
+    });
+    let mut program = TcpStream::connect(("127.0.0.1", number)).await.unwrap();
+    let sent: Vec<u8> = (0..4 * 1024 * 1024_u32).map(|byte| byte.to_le_bytes()[1]).collect();
+    program.write_all(&sent).await.unwrap();
+    program.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    timeout(Duration::from_secs(30), program.read_to_end(&mut back)).await.unwrap().unwrap();
+    assert!(back == sent, "{} bytes came back", back.len());
+    let (up, down) = tunnel.await.unwrap().unwrap();
+    assert_eq!((up, down), (sent.len() as u64, sent.len() as u64));
 }

@@ -1,5 +1,7 @@
 //! What templates are made from, and what is wrong with some.
 
+use std::sync::Arc;
+
 use cloud_sandbox_model::{
     Limits, SandboxId, Template,
     template::{Progress, PullPolicy, Source},
@@ -101,7 +103,7 @@ async fn root_file_system_is_imported_with_progress() {
     let size = std::fs::metadata(&path).unwrap().len();
     let template =
         Template { name: "system".into(), version: 1, source: Source::Tarball { path }, ..Template::docker("-") };
-    let progress = Progress::default();
+    let progress = Arc::new(Progress::default());
     let prepared = rig.runtime.prepare(&template, &"docker+runc".parse().unwrap(), &progress).await.unwrap();
     assert_eq!(progress.now(), ("importing", size, size));
     let id = rig.create_of(prepared, Limits::DEFAULT).await;

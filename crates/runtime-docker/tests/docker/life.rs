@@ -41,6 +41,7 @@ async fn walls_hold(runtime: &str) {
         path: rig.state.path().display().to_string(),
         boot_id: line("/proc/sys/kernel/random/boot_id"),
         machine_id: line("/etc/machine-id"),
+        writable_root: false,
     };
     let proofs = rig.agent(id).await.prove_walls(request).await.unwrap().into_inner().proofs;
     for wall in &claimed {

@@ -107,7 +107,7 @@ impl Rig {
         runtime: &str,
     ) -> Result<Prepared, cloud_sandbox_runtime::RuntimeError> {
         let runtime: RuntimeName = runtime.parse().unwrap();
-        self.runtime.prepare(template, &runtime, &Progress::default()).await
+        self.runtime.prepare(template, &runtime, &Arc::new(Progress::default())).await
     }
 
     pub async fn create(&self, runtime: &str) -> SandboxId {

@@ -50,6 +50,7 @@ pub(crate) fn entry(tenant: &str, user: &str, lease: Duration) -> SandboxEntry {
         node: NodeId::generate(),
         node_address: "http://10.0.0.1:9093".into(),
         template: "host".into(),
+        runtime: "docker+runsc".into(),
         paused: false,
         ended: false,
         limits: Limits::DEFAULT,

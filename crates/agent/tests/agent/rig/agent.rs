@@ -41,7 +41,7 @@ impl Agent {
     pub async fn start() -> Self {
         let command = match Place::of_agents() {
             Place::Here | Place::Stdio => Command::new(PROGRAM),
-            Place::Docker(_) => return Self::in_container(&[]).await,
+            Place::Docker(_) => return Self::start_in_container(&[]).await,
         };
         Self::of(command, temporary_folder()).await.expect("the agent serves")
     }
@@ -64,7 +64,7 @@ impl Agent {
     /// Starts it as the first process of a PID namespace; none where the host forbids that.
     pub async fn start_as_init() -> Option<Self> {
         if let Place::Docker(_) = Place::of_agents() {
-            return Some(Self::in_container(&[]).await);
+            return Some(Self::start_in_container(&[]).await);
         }
         let mut command = Command::new("unshare");
         command.args(["--user", "--map-root-user", "--pid", "--mount-proc", "--fork", "--kill-child"]).arg(PROGRAM);
@@ -74,7 +74,7 @@ impl Agent {
     /// Starts it as somebody who may nothing that others may not.
     pub async fn start_without_capabilities() -> Self {
         if let Place::Docker(_) = Place::of_agents() {
-            return Self::in_container(&["--cap-drop=ALL"]).await;
+            return Self::start_in_container(&["--cap-drop=ALL"]).await;
         }
         let mut command = Command::new(PROGRAM);
         let forgo = || {
@@ -104,7 +104,8 @@ impl Agent {
         Self::by_standard_streams(Command::new(PROGRAM), temporary_folder()).await.expect("the agent serves")
     }
 
-    async fn in_container(options: &[&str]) -> Self {
+    /// Starts it as the first process of a container, with further options of `docker run`.
+    pub async fn start_in_container(options: &[&str]) -> Self {
         Self::of_container(temporary_folder(), options).await
     }
 

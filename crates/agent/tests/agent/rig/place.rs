@@ -27,7 +27,7 @@ const NOT_IN_CONTAINERS: &[(&str, &[&str])] = &[
             "start::within_another_process_only_its_own_children_are_reaped",
             "ways_in::one_connection_waits_until_it_is_taken_up_and_then_the_next",
             "ways_in::a_connection_that_is_closed_unused_is_made_again",
-            "ways_in::an_agent_whose_node_is_gone_ends_and_takes_everything_along",
+            "ways_in::an_agent_whose_node_is_gone_ends",
             "ways_in::standard_streams_carry_many_connections",
             "ways_in::what_users_run_has_nothing_of_the_standard_streams",
             "ways_in::the_end_of_standard_input_ends_the_agent",
@@ -38,6 +38,10 @@ const NOT_IN_CONTAINERS: &[(&str, &[&str])] = &[
     ),
     ("a container has walls, which is what is asserted there instead", &["walls::missing_walls_are_found"]),
 ];
+
+/// Tests that need a daemon, by the reason.
+const IN_CONTAINERS_ALONE: &[(&str, &[&str])] =
+    &[("it is about containers", &["walls::containers_have_the_walls_that_their_runtime_claims"])];
 
 /// Tests of what the kernel of gVisor does not have. What the agent answers there is asserted in `gvisor`.
 const NOT_UNDER_GVISOR: &[(&str, &[&str])] = &[];
@@ -52,11 +56,11 @@ impl Place {
     pub fn of_agents() -> &'static Self {
         &PLACE
     }
+}
 
-    /// The OCI runtime of containers, if it has its own kernel.
-    pub fn is_gvisor(&self) -> bool {
-        matches!(self, Self::Docker(Some(runtime)) if runtime.starts_with("runsc"))
-    }
+/// Whether agents are in containers with a kernel of their own.
+pub fn is_gvisor() -> bool {
+    matches!(Place::of_agents(), Place::Docker(Some(runtime)) if runtime.starts_with("runsc"))
 }
 
 /// Whether the test that runs now says nothing about the place of its agents; says so where it is.
@@ -64,10 +68,11 @@ pub fn left_out() -> bool {
     let thread = std::thread::current();
     let test = thread.name().expect("tests run on threads with their names").to_owned();
     let mut tables = Vec::new();
-    if matches!(Place::of_agents(), Place::Docker(_)) {
-        tables.extend(NOT_IN_CONTAINERS);
+    match Place::of_agents() {
+        Place::Docker(_) => tables.extend(NOT_IN_CONTAINERS),
+        Place::Here | Place::Stdio => tables.extend(IN_CONTAINERS_ALONE),
     }
-    if Place::of_agents().is_gvisor() {
+    if is_gvisor() {
         tables.extend(NOT_UNDER_GVISOR);
     }
     let reason = tables.iter().find(|(_, tests)| tests.contains(&test.as_str())).map(|(reason, _)| *reason);

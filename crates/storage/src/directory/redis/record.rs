@@ -20,6 +20,8 @@ pub(super) struct SandboxRecord {
     node: String,
     node_address: String,
     template: String,
+    #[serde(default)]
+    runtime: String,
     paused: bool,
     #[serde(default)]
     ended: bool,
@@ -49,6 +51,7 @@ impl From<&SandboxEntry> for SandboxRecord {
             node: entry.node.to_string(),
             node_address: entry.node_address.clone(),
             template: entry.template.clone(),
+            runtime: entry.runtime.clone(),
             paused: entry.paused,
             ended: entry.ended,
             memory_bytes: entry.limits.memory_bytes,
@@ -77,6 +80,7 @@ impl SandboxRecord {
             node: self.node.parse().map_err(|_| corrupt(format!("node id {:?}", self.node)))?,
             node_address: self.node_address,
             template: self.template,
+            runtime: self.runtime,
             paused: self.paused,
             ended: self.ended,
             limits: Limits {
