@@ -6,11 +6,11 @@ use std::{
 };
 
 use bollard::models::{
-    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
-    MountType, ResourcesUlimits,
+    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
+    ResourcesUlimits,
 };
 use cloud_sandbox_model::{Limits, SandboxId};
-use cloud_sandbox_runtime::{INTERFACE, Prepared, SCRATCH, SandboxSpec, inodes};
+use cloud_sandbox_runtime::{Prepared, SCRATCH, SandboxSpec, inodes};
 use cloud_sandbox_runtime_linux::{MASKED, READ_ONLY, RLIMITS};
 
 use crate::engine::Kernel;
@@ -60,6 +60,8 @@ pub struct Common {
     pub instance: String,
     /// the agent on the host
     pub agent: PathBuf,
+    /// small files of each sandbox's own: where they are on the host and inside
+    pub files: Vec<(PathBuf, PathBuf)>,
     /// the profile of system calls
     pub seccomp: String,
     /// files of the host have to be given labels
@@ -135,6 +137,8 @@ pub fn body(common: &Common, wanted: &Wanted<'_>) -> ContainerCreateBody {
         // who served it is gone: its end is the agent's
         stdin_once: streams,
         tty: Some(false),
+        // beside the mode `none`: the OCI runtime makes the network, with a loopback, in half the time that the daemon takes
+        network_disabled: Some(true),
         stop_timeout: Some(0),
         healthcheck: Some(bollard::models::HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() }),
         host_config: Some(host_config(common, wanted)),
@@ -157,9 +161,6 @@ fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
         ulimits: Some(ulimits(limits)),
         auto_remove: Some(true),
         network_mode: Some("none".into()),
-        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
-        dns: Some(vec![INTERFACE.gateway.to_string()]),
-        extra_hosts: Some(vec!["sandbox:127.0.0.1".into()]),
         ipc_mode: Some("private".into()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         cap_drop: Some(vec!["ALL".into()]),
@@ -168,8 +169,7 @@ fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
         readonly_paths: Some(READ_ONLY.iter().map(ToString::to_string).collect()),
         readonly_rootfs: Some(!template.writable_root),
         storage_opt: storage_limit.then(size),
-        tmpfs: Some(scratch(template, limits.disk_bytes)),
-        mounts: (!template.writable_root).then(|| read_only_volumes(brought)),
+        tmpfs: Some(folders(template, brought, limits.disk_bytes)),
         binds: Some(binds(common, way)),
         init: Some(false),
         runtime: Some((*oci_runtime).to_owned()),
@@ -191,37 +191,30 @@ fn owner(template: &Prepared) -> (u32, u32) {
     (user.parse().unwrap_or(0), group.parse().unwrap_or(0))
 }
 
-fn scratch(template: &Prepared, bytes: u64) -> HashMap<String, String> {
+/// The folders of a sandbox's own. Volumes that its image asks for are among them: what the daemon would make for those are
+/// folders on the host that nothing limits. They are empty, and can be written where the root can.
+fn folders(template: &Prepared, brought: &Brought, bytes: u64) -> HashMap<String, String> {
     let (user, group) = owner(template);
     let files = inodes(bytes);
-    let options =
-        |mode: u32| format!("rw,exec,nosuid,nodev,size={bytes},nr_inodes={files},mode={mode:o},uid={user},gid={group}");
-    SCRATCH.iter().map(|(path, mode)| ((*path).to_owned(), options(*mode))).collect()
-}
-
-/// Volumes that an image asks for would be folders on the host that nothing limits. What they show can be read.
-fn read_only_volumes(brought: &Brought) -> Vec<Mount> {
-    let is_scratch = |path: &str| SCRATCH.iter().any(|(scratch, _)| path.trim_end_matches('/') == *scratch);
-    let volumes = brought.volumes.iter().filter(|path| !is_scratch(path));
-    let mount = |path: &String| Mount {
-        typ: Some(MountType::VOLUME),
-        target: Some(path.clone()),
-        read_only: Some(true),
-        ..Mount::default()
+    let options = |mode: u32, access: &str| {
+        format!("{access},exec,nosuid,nodev,size={bytes},nr_inodes={files},mode={mode:o},uid={user},gid={group}")
     };
-    volumes.map(mount).collect()
+    let scratch = SCRATCH.iter().map(|(path, mode)| ((*path).to_owned(), options(*mode, "rw")));
+    let access = if template.writable_root { "rw" } else { "ro" };
+    let volumes = brought.volumes.iter().map(|path| (path.trim_end_matches('/').to_owned(), options(0o755, access)));
+    // where both have one, the sandbox's own counts
+    volumes.filter(|(path, _)| !path.is_empty()).chain(scratch).collect()
 }
 
 fn binds(common: &Common, way: &Way) -> Vec<String> {
-    let bind = |from: &Path, to: &str| {
-        let options = if common.selinux { "ro,z" } else { "ro" };
-        format!("{}:{to}:{options}", from.display())
-    };
+    let options = if common.selinux { "ro,z" } else { "ro" };
+    let bind = |from: &Path, to: &Path| format!("{}:{}:{options}", from.display(), to.display());
     let socket = match way {
-        Way::Socket(path) => Some(bind(path, SOCKET)),
+        Way::Socket(path) => Some(bind(path, Path::new(SOCKET))),
         Way::Streams => None,
     };
-    std::iter::once(bind(&common.agent, AGENT)).chain(socket).collect()
+    let files = common.files.iter().map(|(from, to)| bind(from, to));
+    std::iter::once(bind(&common.agent, Path::new(AGENT))).chain(files).chain(socket).collect()
 }
 
 fn masked() -> Vec<String> {
@@ -304,7 +297,9 @@ mod tests {
     use super::*;
 
     fn common() -> Common {
-        Common { instance: "here".into(), agent: "/state/agent".into(), seccomp: "{}".into(), selinux: false }
+        let files = vec![("/state/hosts".into(), "/etc/hosts".into())];
+        let (agent, seccomp) = ("/state/agent".into(), "{}".into());
+        Common { instance: "here".into(), agent, files, seccomp, selinux: false }
     }
 
     fn prepared(user: &str) -> Prepared {
@@ -341,12 +336,16 @@ mod tests {
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
         assert_eq!((host.readonly_rootfs, host.privileged), (Some(true), None));
-        let binds = host.binds.unwrap();
-        assert_eq!(binds, ["/state/agent:/.cloud-sandbox/agent:ro", "/state/a.sock:/.cloud-sandbox/node.sock:ro"]);
-        let volumes: Vec<_> = host.mounts.unwrap().into_iter().map(|mount| (mount.target, mount.read_only)).collect();
-        assert_eq!(volumes, [(Some("/data".to_owned()), Some(true))], "and /tmp is a writable folder anyway");
+        let bound = [
+            "/state/agent:/.cloud-sandbox/agent:ro",
+            "/state/hosts:/etc/hosts:ro",
+            "/state/a.sock:/.cloud-sandbox/node.sock:ro",
+        ];
+        assert_eq!(host.binds.unwrap(), bound);
         let tmpfs = host.tmpfs.unwrap();
-        assert_eq!(tmpfs.len(), SCRATCH.len());
+        assert_eq!(tmpfs.len(), SCRATCH.len() + 1);
+        assert!(tmpfs["/data"].starts_with("ro,"), "a volume of the image");
+        assert!(tmpfs["/tmp"].starts_with("rw,"), "which is a writable folder anyway");
         assert!(
             tmpfs["/workspace"].contains("nosuid,nodev,size=536870912,nr_inodes=131072,mode=755,uid=1000,gid=1000")
         );
@@ -372,7 +371,7 @@ mod tests {
         let body = made(prepared(""), Kernel::Own, &Way::Streams);
         assert_eq!((body.open_stdin, body.stdin_once, body.tty), (Some(true), Some(true), Some(false)));
         assert_eq!(body.cmd, Some(vec!["--stdio".to_owned()]));
-        assert_eq!(body.host_config.unwrap().binds.unwrap().len(), 1, "no socket is bound");
+        assert_eq!(body.host_config.unwrap().binds.unwrap().len(), 2, "no socket is bound");
     }
 
     #[test]

@@ -54,7 +54,9 @@ pub enum Kernel {
 pub struct Facts {
     pub version: String,
     pub architecture: String,
+    /// the storage driver, and the file system that it is on
     pub driver: String,
+    pub backing: String,
     pub cgroups: String,
     /// the OCI runtimes that it lists, and the program of each
     pub runtimes: BTreeMap<String, String>,
@@ -220,9 +222,14 @@ impl Facts {
             |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
         let program = |runtime: bollard::models::Runtime| runtime.path.unwrap_or_default();
         let runtimes = info.runtimes.unwrap_or_default().into_iter();
+        let mut status = info.driver_status.unwrap_or_default().into_iter();
         Ok(Self {
             version: info.server_version.unwrap_or_default(),
             driver: info.driver.unwrap_or_default(),
+            backing: status
+                .find(|row| row.first().is_some_and(|name| name == "Backing Filesystem"))
+                .and_then(|row| row.into_iter().nth(1))
+                .unwrap_or_default(),
             cgroups: match info.cgroup_version {
                 Some(SystemInfoCgroupVersionEnum::_2) => "v2".into(),
                 _ => "v1".into(),

@@ -9,6 +9,7 @@
 //! not know, and touches no others.
 
 mod container;
+mod doctor;
 mod engine;
 mod events;
 mod images;

@@ -1,6 +1,10 @@
 //! The life of a container: created, started, looked at, changed, and removed, with as few calls as there can be.
 
-use std::{io, sync::Arc, sync::PoisonError, sync::atomic::Ordering, time::Duration};
+use std::{
+    io,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use bollard::{
     Docker,
@@ -9,7 +13,7 @@ use bollard::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StatsOptionsBuilder,
     },
 };
-use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_model::{Limits, SandboxId, error::chain};
 use cloud_sandbox_runtime::{Root, RuntimeError, SandboxSpec, Usage};
 use cloud_sandbox_runtime_linux::{self as linux, Process};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -29,6 +33,8 @@ use crate::{
 /// How long a daemon may take to finish a removal that has begun.
 const REMOVED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long it is looked whether an agent comes up that has been started.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How many leftovers are removed at once.
 const REMOVALS: usize = 8;
 
@@ -41,7 +47,33 @@ impl Inner {
         facts: &Facts,
     ) -> Result<(), RuntimeError> {
         let _making = self.making(id);
-        let made = self.create_with(id, spec, facts).await;
+        let made = self.create_or_nothing(id, spec, facts, false).await;
+        match made {
+            // once more by its standard streams, on which it says why
+            Err(Failure::EndedAtOnce(error)) if self.dials(spec, facts) => {
+                tracing::warn!(sandbox_id = %id, error = %chain(&error), "a sandbox ended at once; it is made without a socket");
+                self.create_or_nothing(id, spec, facts, true).await
+            }
+            made => made,
+        }
+        .map_err(Failure::into_error)
+    }
+
+    /// Whether the agents of a template's sandboxes can dial a socket of their node.
+    fn dials(&self, spec: &SandboxSpec, facts: &Facts) -> bool {
+        let oci_runtime = facts.oci_runtime(&spec.template.runtime);
+        // between a container and a socket of the host is SELinux, where it is
+        !facts.selinux && oci_runtime.is_ok_and(|oci_runtime| facts.kernel(&oci_runtime) == Kernel::Hosts)
+    }
+
+    async fn create_or_nothing(
+        self: &Arc<Self>,
+        id: SandboxId,
+        spec: &SandboxSpec,
+        facts: &Facts,
+        streams: bool,
+    ) -> Result<(), Failure> {
+        let made = self.create_with(id, spec, facts, streams).await;
         if made.is_err()
             && self.find(id).is_some()
             && let Err(error) = self.destroy(id).await
@@ -56,14 +88,15 @@ impl Inner {
         id: SandboxId,
         spec: &SandboxSpec,
         facts: &Facts,
-    ) -> Result<(), RuntimeError> {
+        streams: bool,
+    ) -> Result<(), Failure> {
         let Root::Image(image) = &spec.template.root else {
-            return Err(RuntimeError::Unsupported("make a container of what is no image".into()));
+            return Err(RuntimeError::Unsupported("make a container of what is no image".into()).into());
         };
         let oci_runtime = facts.oci_runtime(&spec.template.runtime)?;
         let kernel = facts.kernel(&oci_runtime);
         let brought = images::brought(self, &spec.template.template, image).await?;
-        let socket = if kernel == Kernel::Hosts && !facts.selinux { Some(self.socket(id)?) } else { None };
+        let socket = if !streams && self.dials(spec, facts) { Some(self.socket(id)?) } else { None };
         let way = match &socket {
             Some(socket) => container::Way::Socket(socket.path().to_owned()),
             None => container::Way::Streams,
@@ -79,7 +112,7 @@ impl Inner {
                 Ok((streams, complaint)) => (Way::Streams(streams), Some(complaint)),
                 Err(error) => {
                     let _ = self.remove(&client, &container).await;
-                    return Err(self.engine.error("attach to a container", error));
+                    return Err(self.engine.error("attach to a container", error).into());
                 }
             },
         };
@@ -150,20 +183,21 @@ impl Inner {
         id: SandboxId,
         sandbox: &Arc<Sandbox>,
         complaint: Option<Complaint>,
-    ) -> Result<(), RuntimeError> {
+    ) -> Result<(), Failure> {
         let started = client.start_container(&sandbox.container, None).await;
         started.map_err(|error| self.engine.error("start a container", error))?;
         let state = match client.inspect_container(&sandbox.container, None).await {
             Ok(found) => found.state.unwrap_or_default(),
             // removed by the daemon, as its first process has ended
             Err(error) if has_status(&error, 404) => Default::default(),
-            Err(error) => return Err(self.engine.error("look at a container", error)),
+            Err(error) => return Err(self.engine.error("look at a container", error).into()),
+        };
+        let ended_at_once = |status: Option<i64>| {
+            let printed = complaint.as_ref().map(Complaint::text).unwrap_or_default();
+            Failure::EndedAtOnce(ended_at_once(status, &printed))
         };
         let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
-        let Some(pid) = pid else {
-            let status = sandbox.status().or(state.exit_code);
-            return Err(ended_at_once(status, complaint.map(|complaint| complaint.text()).unwrap_or_default()));
-        };
+        let Some(pid) = pid else { return Err(ended_at_once(sandbox.status().or(state.exit_code))) };
         let process = Process::adopt(pid).ok();
         if let Some(process) = &process {
             self.watch(sandbox, process.clone());
@@ -175,7 +209,11 @@ impl Inner {
         if sandbox.first.set(first).is_err() {
             tracing::error!(sandbox_id = %id, "a sandbox was started twice");
         }
-        Ok(())
+        tokio::select! {
+            // an agent that is slower still has whoever made its sandbox wait for it
+            _ = tokio::time::timeout(ANSWER_WITHIN, sandbox.answered()) => Ok(()),
+            _ = sandbox.ended() => Err(ended_at_once(sandbox.status())),
+        }
     }
 
     /// Ends the sandbox with its first process, where the daemon does not say so in time.
@@ -386,8 +424,28 @@ impl Inner {
     }
 }
 
-/// A container whose first process has ended before it was looked at.
-fn ended_at_once(status: Option<i64>, printed: String) -> RuntimeError {
+/// Why a sandbox could not be made.
+enum Failure {
+    /// its first process has ended before it was looked at
+    EndedAtOnce(RuntimeError),
+    Other(RuntimeError),
+}
+
+impl Failure {
+    fn into_error(self) -> RuntimeError {
+        match self {
+            Self::EndedAtOnce(error) | Self::Other(error) => error,
+        }
+    }
+}
+
+impl From<RuntimeError> for Failure {
+    fn from(error: RuntimeError) -> Self {
+        Self::Other(error)
+    }
+}
+
+fn ended_at_once(status: Option<i64>, printed: &str) -> RuntimeError {
     let status = status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
     let printed = if printed.is_empty() { String::new() } else { format!(", and printed: {printed}") };
     let what = format!("its container ended at once with exit code {status}{printed}");

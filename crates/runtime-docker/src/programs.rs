@@ -1,4 +1,4 @@
-//! The agent as a file that a daemon can bind into containers.
+//! The agent, and the few small files of a sandbox's own, as files that a daemon can bind into containers.
 
 use std::{
     fs::{self, File, Permissions},
@@ -35,6 +35,24 @@ pub fn install(folder: &Path, agent: &[u8]) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// Writes small files that are the same in all sandboxes into `folder`, and gives their places here and inside.
+pub fn write_files(folder: &Path, files: &[(PathBuf, String)]) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    let write = |(inside, content): &(PathBuf, String)| {
+        let name = inside.file_name().unwrap_or_default();
+        let path = folder.join(name);
+        if fs::read_to_string(&path).ok().as_ref() != Some(content) {
+            let mut unfinished = name.to_owned();
+            unfinished.push(format!(".{}", std::process::id()));
+            let unfinished = folder.join(unfinished);
+            fs::write(&unfinished, content)?;
+            fs::set_permissions(&unfinished, Permissions::from_mode(0o444))?;
+            fs::rename(&unfinished, &path)?;
+        }
+        Ok((path, inside.clone()))
+    };
+    files.iter().map(write).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +68,18 @@ mod tests {
         let written = fs::metadata(&new).unwrap().modified().unwrap();
         assert_eq!(install(folder.path(), b"new").unwrap(), new);
         assert_eq!(fs::metadata(&new).unwrap().modified().unwrap(), written);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn small_files_are_written_anew_where_they_differ() {
+        let folder = tempfile::tempdir().unwrap();
+        for content in ["one", "two", "two"] {
+            let files = [(PathBuf::from("/etc/hosts"), content.to_owned())];
+            let written = write_files(folder.path(), &files).unwrap();
+            assert_eq!(written, [(folder.path().join("hosts"), PathBuf::from("/etc/hosts"))]);
+            assert_eq!(fs::read_to_string(&written[0].0).unwrap(), content);
+        }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

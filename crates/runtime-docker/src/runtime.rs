@@ -63,6 +63,8 @@ pub struct Inner {
     pub(crate) storage_limits: std::sync::atomic::AtomicBool,
     pub(crate) options: Options,
     common: OnceLock<Common>,
+    /// held while that is prepared, since it writes a file
+    preparing: Mutex<()>,
     networks: OnceLock<Networks>,
     watching: OnceLock<()>,
 }
@@ -79,6 +81,7 @@ impl DockerRuntime {
             storage_limits: true.into(),
             options,
             common: OnceLock::new(),
+            preparing: Mutex::default(),
             networks: OnceLock::new(),
             watching: OnceLock::new(),
         };
@@ -158,6 +161,10 @@ impl Inner {
         if let Some(common) = self.common.get() {
             return Ok(common);
         }
+        let _preparing = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(common) = self.common.get() {
+            return Ok(common);
+        }
         let host = |operation: &'static str| move |error: io::Error| RuntimeError::host(operation, error);
         let folder = std::path::absolute(&self.options.state_dir).map_err(host("find the state folder"))?;
         DirBuilder::new().recursive(true).mode(0o711).create(&folder).map_err(host("make the state folder"))?;
@@ -165,6 +172,7 @@ impl Inner {
         let common = Common {
             instance: self.options.instance.clone(),
             agent: programs::install(&folder, self.options.agent).map_err(host("write the agent's program"))?,
+            files: programs::write_files(&folder, &linux::own_files()).map_err(host("write a sandbox's files"))?,
             seccomp: linux::profile().map_err(host("make the profile of system calls"))?,
             selinux: facts.selinux,
         };
@@ -324,20 +332,16 @@ impl Runtime for DockerRuntime {
 }
 
 impl Inner {
-    /// What has been tried from inside and holds. A kernel of the sandbox's own is a wall by itself, behind which are devices of
-    /// its own; not all of them say what rights a process has, and none needs the host's filters.
+    /// What has been tried from inside and holds. A kernel of the sandbox's own is a wall by itself: behind it are devices of
+    /// its own, and it needs none of the host's filters.
     fn walls(&self, template: &Prepared) -> Vec<&'static str> {
-        let kernel =
-            self.engine.last_known().map(|facts| facts.kernel(template.runtime.oci_runtime().unwrap_or("runc")));
-        let mut held = vec![walls::PROCESSES, walls::NETWORK, walls::PROC, walls::IDENTITY];
-        let root = ["root", "0"].contains(&template.user.split(':').next().unwrap_or_default());
-        // the daemon's /dev belongs to root
-        if !template.writable_root && !root {
-            held.push(walls::FILES);
-        }
+        let mut held =
+            vec![walls::NO_PRIVILEGES, walls::FILES, walls::PROCESSES, walls::NETWORK, walls::PROC, walls::IDENTITY];
+        let facts = self.engine.last_known();
+        let kernel = facts.as_ref().map(|facts| facts.kernel(template.runtime.oci_runtime().unwrap_or_default()));
         if kernel == Some(Kernel::Hosts) {
-            held.extend([walls::NO_PRIVILEGES, walls::SECCOMP, walls::DEVICES]);
-            if self.engine.last_known().is_some_and(|facts| facts.user_namespaces) {
+            held.extend([walls::SECCOMP, walls::DEVICES]);
+            if facts.is_some_and(|facts| facts.user_namespaces) {
                 held.push(walls::USER_NAMESPACE);
             }
         }

@@ -10,7 +10,7 @@ use cloud_sandbox_runtime::{End, multiplex::Streams};
 use cloud_sandbox_runtime_linux::Process;
 use tokio::sync::watch;
 
-use crate::{engine::Kernel, socket::Socket};
+use crate::{engine::Kernel, socket::Socket, streams};
 
 /// The exit status of what was ended by SIGKILL.
 pub const KILLED: i64 = 137;
@@ -149,6 +149,14 @@ impl Sandbox {
         let ended = fate.wait_for(|fate| fate.end.is_some()).await;
         // the sender is this very value
         ended.ok().and_then(|fate| fate.end.clone()).unwrap_or_default()
+    }
+
+    /// Resolves when its agent has been heard of.
+    pub async fn answered(&self) {
+        match &self.agent {
+            Way::Socket(socket) => socket.dialled().await,
+            Way::Streams(streams) => streams::answered(streams).await,
+        }
     }
 
     /// Whether it is paused, as far as is known.

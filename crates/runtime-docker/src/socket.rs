@@ -34,6 +34,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub struct Socket {
     path: PathBuf,
     agent: watch::Sender<Option<i32>>,
+    dialled: watch::Receiver<bool>,
     waiting: Mutex<mpsc::Receiver<UnixStream>>,
     accepting: AbortHandle,
 }
@@ -54,8 +55,9 @@ impl Socket {
         let listener = opened.inspect_err(|_| drop(fs::remove_file(&path)))?;
         let (agent, expected) = watch::channel(None);
         let (accepted, waiting) = mpsc::channel(WAITING);
-        let accepting = tokio::spawn(accept(listener, expected, accepted)).abort_handle();
-        Ok(Self { path, agent, waiting: Mutex::new(waiting), accepting })
+        let (first, dialled) = watch::channel(false);
+        let accepting = tokio::spawn(accept(listener, expected, first, accepted)).abort_handle();
+        Ok(Self { path, agent, dialled, waiting: Mutex::new(waiting), accepting })
     }
 
     /// Where it is on the host.
@@ -66,6 +68,14 @@ impl Socket {
     /// The process that may connect, as the host numbers it.
     pub fn expect(&self, agent: i32) {
         self.agent.send_replace(Some(agent));
+    }
+
+    /// Resolves when the agent has been there.
+    pub async fn dialled(&self) {
+        // an error says that nobody listens any more, which is not what is waited for
+        if self.dialled.clone().wait_for(|dialled| *dialled).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// The next connection of the agent that has not been used.
@@ -104,6 +114,7 @@ fn path(folder: &Path, id: SandboxId) -> PathBuf {
 async fn accept(
     listener: tokio::net::UnixListener,
     mut agent: watch::Receiver<Option<i32>>,
+    dialled: watch::Sender<bool>,
     accepted: mpsc::Sender<UnixStream>,
 ) {
     let agent = match agent.wait_for(Option::is_some).await {
@@ -112,10 +123,13 @@ async fn accept(
         Err(_) => return,
     };
     loop {
-        // no further one before the last is taken
-        let Ok(place) = accepted.reserve().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) if is(&stream, agent) => place.send(stream),
+            Ok((stream, _)) if is(&stream, agent) => {
+                dialled.send_replace(true);
+                if accepted.send(stream).await.is_err() {
+                    return;
+                }
+            }
             Ok(_) => sleep(PAUSE).await,
             Err(error) => {
                 tracing::warn!(%error, "a connection of an agent could not be accepted");
@@ -146,6 +160,7 @@ mod tests {
         let socket = Socket::create(folder.path(), id).unwrap();
         socket.expect(i32::try_from(std::process::id()).unwrap());
         let _agents = UnixStream::connect(socket.path()).await.unwrap();
+        timeout(SOON, socket.dialled()).await.unwrap();
         timeout(SOON, socket.connect()).await.unwrap().unwrap();
         assert_eq!(left_in(folder.path()), [id]);
         drop(socket);

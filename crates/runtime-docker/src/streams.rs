@@ -10,11 +10,14 @@ use bollard::{Docker, container::LogOutput, query_parameters::AttachContainerOpt
 use bytes::Bytes;
 use cloud_sandbox_runtime::multiplex::{Streams, multiplex};
 use futures::{Stream, StreamExt, future::ready};
-use tokio::io::join;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, join};
 use tokio_util::io::StreamReader;
 
 /// What is kept of what an agent says that cannot start, in bytes.
 const COMPLAINT_MAX: usize = 4096;
+
+/// What whoever begins an HTTP/2 connection sends, and no settings (RFC 9113, 3.4). It is answered with settings.
+const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// What a container has printed beside its agent's stream.
 #[derive(Clone, Default)]
@@ -52,18 +55,19 @@ pub async fn attach(client: &Docker, container: &str) -> Result<(Streams, Compla
     Ok((streams, complaint))
 }
 
-/// What a container prints until it ends, without anything on its standard input.
-pub async fn printed(client: &Docker, container: &str) -> Result<Complaint, bollard::errors::Error> {
-    let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
-    let mut output = client.attach_container(container, Some(options)).await?.output;
-    let complaint = Complaint::default();
-    let kept = complaint.clone();
-    tokio::spawn(async move {
-        while let Some(Ok(piece)) = output.next().await {
-            kept.add(&piece.into_bytes());
-        }
-    });
-    Ok(complaint)
+/// Resolves when the agent at the other end of a session has said its first word.
+pub async fn answered(streams: &Streams) {
+    let greeted = async {
+        let mut stream = streams.connect().await?;
+        stream.write_all(GREETING).await?;
+        stream.flush().await?;
+        stream.read_u8().await
+    };
+    if let Err(error) = greeted.await {
+        // the daemon says what became of the container
+        tracing::debug!(%error, "an agent does not answer");
+        std::future::pending().await
+    }
 }
 
 type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;

@@ -28,4 +28,4 @@ pub use rlimits::SAME as RLIMITS;
 pub use runtime::{LinuxRuntime, Options};
 pub use sandbox::Process;
 pub use seccomp::profile;
-pub use template::{MASKED, READ_ONLY};
+pub use template::{MASKED, READ_ONLY, own_files};

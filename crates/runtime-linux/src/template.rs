@@ -134,9 +134,12 @@ fn files() -> Vec<(PathBuf, String)> {
         ("/etc/group", format!("root:x:0:\ntty:x:5:\nuser:x:{USER}:\nnogroup:x:65534:\n")),
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
     ];
-    let about = about_itself(INTERFACE.gateway);
-    let about = about.into_iter().map(|(name, content)| (Path::new("/etc").join(name), content));
-    files.into_iter().map(|(path, content)| (path.into(), content)).chain(about).collect()
+    files.into_iter().map(|(path, content)| (path.into(), content)).chain(own_files()).collect()
+}
+
+/// The files that tell a sandbox about itself.
+pub fn own_files() -> Vec<(PathBuf, String)> {
+    about_itself(INTERFACE.gateway).map(|(name, content)| (Path::new("/etc").join(name), content)).into()
 }
 
 fn bind(path: impl AsRef<Path>) -> Bind {

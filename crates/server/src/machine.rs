@@ -1,6 +1,10 @@
 //! The runtimes of this machine.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, bail};
 use cloud_sandbox_images::{ImageStore, Options as ImageOptions};
@@ -82,14 +86,16 @@ pub fn linux_options(state_dir: &Path, images: Option<ImageStore>) -> LinuxOptio
 }
 
 fn docker(settings: &Settings, folder: &Path) -> anyhow::Result<DockerRuntime> {
-    Ok(DockerRuntime::new(DockerOptions {
-        docker_host: settings.docker_host.clone(),
-        // the daemon has to find it, wherever that was started
-        state_dir: std::path::absolute(folder.join(RUN_DIR))?,
-        instance: instance(folder).context("failed to name this server for its containers")?,
-        agent: cloud_sandbox_embedded::AGENT,
-        jailer: cloud_sandbox_embedded::JAILER,
-    }))
+    // the daemon has to find it, wherever that was started
+    let state_dir = std::path::absolute(folder.join(RUN_DIR))?;
+    let instance = instance(folder).context("failed to name this server for its containers")?;
+    Ok(DockerRuntime::new(docker_options(settings.docker_host.clone(), state_dir, instance)))
+}
+
+/// The Docker runtime with the same programs.
+pub fn docker_options(docker_host: Option<String>, state_dir: PathBuf, instance: String) -> DockerOptions {
+    let (agent, jailer) = (cloud_sandbox_embedded::AGENT, cloud_sandbox_embedded::JAILER);
+    DockerOptions { docker_host, state_dir, instance, agent, jailer }
 }
 
 /// The name that was given to this folder; given now if it has none.

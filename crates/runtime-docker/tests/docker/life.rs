@@ -4,10 +4,16 @@ use cloud_sandbox_proto::agent::v1::ProveWallsRequest;
 use cloud_sandbox_runtime::{End, Runtime, RuntimeError, conformance};
 use tokio::time::timeout;
 
-use crate::rig::{Rig, SOON, docker, eventually, name};
+use crate::{
+    rig::{Rig, SOON, docker, eventually, name},
+    setup::left_out,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn runc_conforms() {
+    if left_out() {
+        return;
+    }
     let rig = Rig::new();
     let template = rig.prepared("docker+runc").await;
     conformance::check_all(rig.runtime.clone(), template).await;
@@ -16,6 +22,9 @@ async fn runc_conforms() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gvisor_conforms() {
+    if left_out() {
+        return;
+    }
     let rig = Rig::new();
     let template = rig.prepared("docker+runsc").await;
     conformance::check_all(rig.runtime.clone(), template).await;
@@ -45,11 +54,17 @@ async fn walls_hold(runtime: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn walls_of_runc_hold_from_inside() {
+    if left_out() {
+        return;
+    }
     walls_hold("docker+runc").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn walls_of_gvisor_hold_from_inside() {
+    if left_out() {
+        return;
+    }
     walls_hold("docker+runsc").await;
 }
 
@@ -67,6 +82,9 @@ async fn ends_by(act: impl Fn(&str)) -> End {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn container_that_is_killed_or_removed_ends_its_sandbox_with_that_reason() {
+    if left_out() {
+        return;
+    }
     let killed = Some("was killed from outside (exit code 137)".to_owned());
     assert_eq!(ends_by(|name| drop(docker(&["kill", name]))).await.from_outside, killed);
     assert_eq!(ends_by(|name| drop(docker(&["rm", "--force", name]))).await.from_outside, killed);
@@ -74,6 +92,9 @@ async fn container_that_is_killed_or_removed_ends_its_sandbox_with_that_reason()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn container_that_is_paused_from_outside_is_seen_to_be_and_can_be_let_go_on() {
+    if left_out() {
+        return;
+    }
     let rig = Rig::new();
     let id = rig.create("docker+runc").await;
     rig.agent(id).await;
@@ -92,6 +113,9 @@ async fn container_that_is_paused_from_outside_is_seen_to_be_and_can_be_let_go_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_server_left_is_removed_and_nothing_of_another() {
+    if left_out() {
+        return;
+    }
     let (rig, other) = (Rig::new(), Rig::new());
     let (left, frozen) = (rig.create("docker+runc").await, rig.create("docker+runc").await);
     let others = other.create("docker+runc").await;
@@ -107,6 +131,9 @@ async fn what_a_killed_server_left_is_removed_and_nothing_of_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sandbox_of_a_killed_server_ends_by_itself() {
+    if left_out() {
+        return;
+    }
     let rig = Rig::new();
     for runtime in ["docker+runc", "docker+runsc"] {
         let id = rig.create(runtime).await;

@@ -1,5 +1,10 @@
-//! The Docker runtime on a real daemon, which `CLOUD_SANDBOX_TEST_DOCKER` names, with the image `CLOUD_SANDBOX_TEST_IMAGE`.
+//! The Docker runtime on the Docker Engine that `tests/setup/docker.py` starts.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod engine;
+mod images;
+mod inside;
 mod life;
 mod rig;
+#[path = "../../../../tests/setup/docker.rs"]
+mod setup;

@@ -1,8 +1,6 @@
 //! A Docker Engine that the test command has started, runtimes over it, and what is asked of an agent.
 
 use std::{
-    collections::BTreeMap,
-    env,
     path::Path,
     process::Command,
     sync::Arc,
@@ -10,7 +8,10 @@ use std::{
 };
 
 use cloud_sandbox_model::{Limits, RuntimeName, SandboxId, Template, template::Progress};
-use cloud_sandbox_proto::agent::v1::{CheckRequest, agent_service_client::AgentServiceClient};
+use cloud_sandbox_proto::agent::v1::{
+    CheckRequest, CloseStdin, RunRequest, Start, agent_service_client::AgentServiceClient, run_request::Input,
+    run_response::Event,
+};
 use cloud_sandbox_runtime::{Prepared, Runtime, SandboxSpec};
 use cloud_sandbox_runtime_docker::{DockerRuntime, Options};
 use hyper_util::rt::TokioIo;
@@ -18,18 +19,19 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::setup::Docker;
+
 /// How long anything may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
 /// The daemon's address.
 pub fn host() -> String {
-    env::var("CLOUD_SANDBOX_TEST_DOCKER")
-        .expect("CLOUD_SANDBOX_TEST_DOCKER is the address of a Docker Engine for tests")
+    Docker::of_this_run().url
 }
 
 /// An image with a shell and Python.
 pub fn image() -> String {
-    env::var("CLOUD_SANDBOX_TEST_IMAGE").expect("CLOUD_SANDBOX_TEST_IMAGE is an image of that Docker Engine")
+    Docker::of_this_run().image
 }
 
 /// What the daemon's own tool does with these arguments, which has to succeed.
@@ -66,15 +68,30 @@ impl Rig {
 
     /// Another server of the same data folder.
     pub fn again(&self) -> Self {
-        Self::with(&host(), &self.instance, Arc::clone(&self.state))
+        self.again_at(&host())
+    }
+
+    /// The same over another address of the daemon.
+    pub fn again_at(&self, host: &str) -> Self {
+        Self::with(host, &self.instance, Arc::clone(&self.state))
     }
 
     fn with(host: &str, instance: &str, state: Arc<TempDir>) -> Self {
+        Self::with_agent(host, instance, state, cloud_sandbox_embedded::AGENT)
+    }
+
+    /// One whose agent is another program.
+    pub fn of_agent(agent: &'static [u8]) -> Self {
+        let instance = SandboxId::generate().to_string();
+        Self::with_agent(&host(), &instance, Arc::new(tempfile::tempdir().unwrap()), agent)
+    }
+
+    fn with_agent(host: &str, instance: &str, state: Arc<TempDir>, agent: &'static [u8]) -> Self {
         let runtime = DockerRuntime::new(Options {
             docker_host: Some(host.to_owned()),
             state_dir: state.path().join("docker"),
             instance: instance.to_owned(),
-            agent: cloud_sandbox_embedded::AGENT,
+            agent,
             jailer: cloud_sandbox_embedded::JAILER,
         });
         Self { runtime: Arc::new(runtime), instance: instance.to_owned(), state }
@@ -121,6 +138,29 @@ impl Rig {
             }
             sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Runs a shell line in a sandbox: how it ended, and what it printed.
+    pub async fn run(&self, id: SandboxId, line: &str) -> (i32, String) {
+        let argv = ["/bin/sh", "-c", line].map(str::to_owned).into();
+        let env = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
+        let start = Start { argv, env, cwd: "/".into(), ..Start::default() };
+        let requests = [Input::Start(start), Input::CloseStdin(CloseStdin {})];
+        let requests = requests.map(|input| RunRequest { input: Some(input) });
+        let mut agent = self.agent(id).await;
+        let mut events = agent.run(tokio_stream::iter(requests)).await.unwrap().into_inner();
+        let mut printed = Vec::new();
+        while let Some(event) = events.message().await.unwrap() {
+            match event.event.unwrap() {
+                Event::Stdout(bytes) | Event::Stderr(bytes) => printed.extend_from_slice(&bytes),
+                Event::Exited(exited) => {
+                    let status = if exited.signal > 0 { 128 + exited.signal } else { exited.exit_code };
+                    return (status, String::from_utf8_lossy(&printed).trim().to_owned());
+                }
+                Event::Started(_) | Event::Control(_) => {}
+            }
+        }
+        panic!("{line}: it has not ended")
     }
 
     /// The containers of this data folder, in whatever state, by their sandboxes.
@@ -190,9 +230,4 @@ pub fn archive(folder: &Path, files: &[(&str, &str)]) -> std::path::PathBuf {
     let made = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg(".").status().unwrap();
     assert!(made.success());
     archive
-}
-
-/// No environment.
-pub fn nothing() -> BTreeMap<String, String> {
-    BTreeMap::new()
 }

@@ -157,8 +157,8 @@ pub fn groups_of(text: &str) -> BTreeMap<Controller, PathBuf> {
     let mut groups = BTreeMap::new();
     for (controller, base) in bases() {
         let named = |list: &str| list.split(',').any(|name| name == controller.to_string());
-        let line = text.lines().filter_map(|line| line.split(':').nth(1).zip(line.splitn(3, ':').nth(2)));
-        if let Some((_, path)) = line.into_iter().find(|(list, _)| named(list)) {
+        let mut lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        if let Some((_, path)) = lines.find(|(list, _)| named(list)) {
             groups.insert(controller, base.join(path.trim_start_matches('/')));
         }
     }
