@@ -10,7 +10,7 @@ use std::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Api, BINARY, Traces, eventually, free_port, left_of, reason};
+use crate::harness::{Api, BINARY, Traces, command, eventually, free_port, left_of, reason};
 
 const SECRET: &str = "one-secret-for-all-roles-of-this-fleet";
 
