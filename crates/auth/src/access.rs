@@ -98,6 +98,8 @@ const TABLE: &[(&str, Access)] = &[
     ("/cloud_sandbox.agent.v1.AgentService/ContinueProcesses", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/SaveTree", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/RestoreTree", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/Listen", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/Accept", Access::Socket),
     // what orchestrators and tools ask before they have a token; it tells nothing that the contracts do not
     ("/grpc.health.v1.Health/Check", Access::Public),
     ("/grpc.health.v1.Health/Watch", Access::Public),

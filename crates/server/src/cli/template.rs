@@ -41,16 +41,16 @@ pub struct AddArgs {
     #[arg(long = "runtime", value_name = "RUNTIME")]
     pub runtimes: Vec<String>,
     /// When the image is fetched
-    #[arg(long, value_name = "WHEN", value_parser = ["missing", "always", "never"], conflicts_with_all = ["folder", "tarball"])]
+    #[arg(long, value_name = "WHEN", value_parser = ["missing", "always", "never"], conflicts_with_all = ["folder", "tarball", "host"])]
     pub pull: Option<String>,
     /// Who asks the registry
-    #[arg(long, value_name = "NAME", requires = "password_stdin", conflicts_with_all = ["folder", "tarball"])]
+    #[arg(long, value_name = "NAME", requires = "password_stdin", conflicts_with_all = ["folder", "tarball", "host"])]
     pub username: Option<String>,
     /// Read the password, or a token, from standard input
     #[arg(long, requires = "username")]
     pub password_stdin: bool,
     /// Speak HTTP without TLS to the registry
-    #[arg(long, requires = "registry")]
+    #[arg(long, conflicts_with_all = ["folder", "tarball", "docker_image", "host"])]
     pub plain_http: bool,
     #[command(flatten)]
     pub limits: LimitArgs,
