@@ -29,7 +29,7 @@ pub(crate) async fn pool_keeper(node: Arc<Shared>) {
         tokio::select! {
             biased;
             () = node.stop.cancelled() => return,
-            Some((template, made)) = outcome.recv() => backoffs.note(template, made),
+            Some((template, made)) = outcome.recv() => backoffs.note(&template, made),
             () = fill(&node, &backoffs, &outcomes) => {}
         }
     }
@@ -120,9 +120,9 @@ impl Backoffs {
     }
 
     /// Logs a failure once for as long as it stays the same.
-    fn note(&mut self, template: String, made: Result<(), Error>) {
+    fn note(&mut self, template: &str, made: Result<(), Error>) {
         let Err(error) = made else {
-            if self.0.remove(&template).is_some() {
+            if self.0.remove(template).is_some() {
                 tracing::info!(template, "sandboxes for the pool can be made again");
             }
             return;
@@ -131,7 +131,7 @@ impl Backoffs {
         // those of templates that are gone are of no use any more
         self.0.retain(|_, backoff| now < backoff.until + LAST_PAUSE * 2);
         let text = chain(&error);
-        let is_news = match self.0.get_mut(&template) {
+        let is_news = match self.0.get_mut(template) {
             Some(backoff) => {
                 // several that were being made at once fail for one reason: the pause grows once for all of them
                 if backoff.until <= now {
@@ -142,7 +142,7 @@ impl Backoffs {
             }
             None => {
                 let (until, logged) = (now + FIRST_PAUSE, text.clone());
-                self.0.insert(template.clone(), Backoff { pause: FIRST_PAUSE, until, logged });
+                self.0.insert(template.to_owned(), Backoff { pause: FIRST_PAUSE, until, logged });
                 true
             }
         };

@@ -135,11 +135,12 @@ impl Templates {
     /// Takes up the built-in ones, and waits a while for them.
     pub(crate) async fn begin(node: &Arc<Shared>) {
         let built_in = built_in(&node.runtimes, &node.options.image);
-        let mut state = node.templates.state();
-        for template in built_in {
-            state.list(node, template, true);
+        {
+            let mut state = node.templates.state();
+            for template in built_in {
+                state.list(node, template, true);
+            }
         }
-        drop(state);
         let default = node.templates.default.as_str();
         let all = timeout(START_PATIENCE, node.templates.until_settled(|_| true)).await;
         let the_default =
