@@ -8,6 +8,7 @@
 //! Invariant: a container has a label that names its server's data folder. Each server removes those of its own that it does
 //! not know, and touches no others.
 
+mod change;
 mod container;
 mod doctor;
 mod engine;

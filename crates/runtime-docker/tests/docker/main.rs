@@ -6,5 +6,6 @@ mod images;
 mod inside;
 mod life;
 mod rig;
+#[allow(dead_code, reason = "other crates use the rest of it")]
 #[path = "../../../../tests/setup/docker.rs"]
 mod setup;
