@@ -31,7 +31,7 @@ impl World {
     async fn start() -> Self {
         let docker = Docker::of_this_run();
         let server = Server::with(&settings(&docker.url, "linux,docker", &docker.image)).await;
-        let (admin, ada) = (server.user_as("operator", "admin").await, server.user("ada").await);
+        let (admin, ada) = (server.admin(), server.user("ada").await);
         Self { server, docker, admin, ada }
     }
 

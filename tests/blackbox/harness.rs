@@ -136,15 +136,20 @@ impl Server {
 
     /// A client with a token for a user.
     pub async fn user(&self, name: &str) -> Api {
-        self.user_as(name, "user").await
-    }
-
-    /// A client with a token for somebody in a role.
-    pub async fn user_as(&self, name: &str, role: &str) -> Api {
         let anonymous = Api { http: reqwest::Client::new(), url: self.url.clone(), token: None };
-        let (status, answer) = anonymous.post("/api/v1/auth/token", json!({"user_id": name, "role": role})).await;
+        let (status, answer) = anonymous.post("/api/v1/auth/token", json!({"user_id": name, "role": "user"})).await;
         assert_eq!(status, 200, "{answer}");
         Api { token: Some(answer["access_token"].as_str().unwrap().to_owned()), ..anonymous }
+    }
+
+    /// A client of an operator, whose token only those can make who may read the server's data.
+    pub fn admin(&self) -> Api {
+        let minted =
+            command(&["token", "--user", "operator", "--role", "admin", "--data-dir"]).arg(&self.data_dir).output();
+        let minted = minted.unwrap();
+        assert!(minted.status.success(), "{}", String::from_utf8_lossy(&minted.stderr));
+        let token = String::from_utf8(minted.stdout).unwrap().trim().to_owned();
+        Api { http: reqwest::Client::new(), url: self.url.clone(), token: Some(token) }
     }
 
     /// What the server has on the host now: its child processes with their cgroups.
@@ -215,7 +220,7 @@ impl Rooms {
     /// Makes the template, unless an earlier server on the same data has, and waits until it can be used.
     async fn furnish(&self, server: &Server) {
         let Self::Containers { runtime, docker } = self else { return };
-        let admin = server.user_as("operator", "admin").await;
+        let admin = server.admin();
         let path = format!("/api/v1/templates/{TEMPLATE}");
         if admin.get(&path).await.0 == 404 {
             let image = json!({"image": docker.image, "pull": "never"});
