@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -44,13 +45,14 @@ def rootfs() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             print(f"docker: making the image of the tests from packages of {suite} (once)", flush=True)
-            partial = path.with_suffix(".partial.tar")
-            try:
-                subprocess.run([*recipe, str(partial), source], check=True)
-            except (OSError, subprocess.CalledProcessError) as error:
-                partial.unlink(missing_ok=True)
-                raise Failed(f"no image could be made: {error}") from error
-            partial.rename(path)
+            # whatever happens, nothing half made is left
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                made = Path(work) / "made.tar"
+                try:
+                    subprocess.run([*recipe, str(made), source], check=True, env={**os.environ, "TMPDIR": work})
+                except (OSError, subprocess.CalledProcessError) as error:
+                    raise Failed(f"no image could be made: {error}") from error
+                made.rename(path)
     return path
 
 
