@@ -4,6 +4,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -16,6 +17,7 @@ use futures::StreamExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::PollSender;
@@ -23,6 +25,8 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 /// Messages on their way to a program. Few: what it does not read must hold back who sends it.
 const QUEUE: usize = 2;
+/// How long a program may take to read what was sent to it last.
+const LAST_BYTES: Duration = Duration::from_secs(30);
 /// The most that goes into one.
 const PIECE: usize = 32 * 1024;
 
@@ -63,17 +67,21 @@ async fn take_up(client: &mut AgentServiceClient<Channel>, number: u64) -> Resul
     let first = request(accept_request::Part::Connection(number));
     requests.try_send(first).expect("the queue holds the first message");
     let responses = client.accept(ReceiverStream::new(queue)).await?.into_inner();
-    Ok(Connection { requests: PollSender::new(requests), responses, left: Bytes::new(), ended: false })
+    let requests = PollSender::new(requests);
+    Ok(Connection { requests, responses: Some(responses), left: Bytes::new(), ended: false, is_shut: false })
 }
 
-/// A connection of a program. Dropping it cuts it.
+/// A connection of a program. Dropping it cuts it, unless both directions have ended.
 struct Connection {
     requests: PollSender<AcceptRequest>,
-    responses: Streaming<AcceptResponse>,
+    /// there until it is dropped
+    responses: Option<Streaming<AcceptResponse>>,
     /// what has come and was not read
     left: Bytes,
     /// the program sends no more
     ended: bool,
+    /// nothing more is sent to it
+    is_shut: bool,
 }
 
 impl AsyncRead for Connection {
@@ -83,7 +91,8 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         while self.left.is_empty() && !self.ended {
-            match ready!(self.responses.poll_next_unpin(context)) {
+            let Some(responses) = &mut self.responses else { break };
+            match ready!(responses.poll_next_unpin(context)) {
                 Some(Ok(AcceptResponse { part: Some(Part::Data(data)) })) => self.left = data,
                 Some(Ok(AcceptResponse { part: Some(Part::End(_)) })) => self.ended = true,
                 // a message of a newer agent says nothing
@@ -117,7 +126,23 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // what is in the queue is sent before the end
         self.requests.close();
+        self.is_shut = true;
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Connection {
+    /// The end of the answers cancels the request, with what of it waits to be sent. So they are heard to their end, which comes
+    /// when the program has been given all of it.
+    fn drop(&mut self) {
+        let heard = self.responses.take().filter(|_| self.ended && self.is_shut);
+        if let (Some(mut responses), Ok(runtime)) = (heard, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                let end = async { while let Some(Ok(_)) = responses.next().await {} };
+                // a program that does not read its last bytes so long is cut
+                timeout(LAST_BYTES, end).await
+            });
+        }
     }
 }
 

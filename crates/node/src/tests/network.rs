@@ -6,7 +6,7 @@ use cloud_sandbox_agent::{Agent, Children, serve_agent};
 use cloud_sandbox_model::SandboxId;
 use cloud_sandbox_proto::{
     node::v1::UpdateSandboxRequest,
-    v1::{AcquireSandboxRequest, NetworkMode, NetworkPolicy, Sandbox},
+    v1::{AcquireSandboxRequest, ExecuteRequest, NetworkMode, NetworkPolicy, Sandbox},
 };
 use cloud_sandbox_runtime::FakeRuntime;
 use tokio::{
@@ -144,7 +144,9 @@ async fn world_of_agents() -> (World, tempfile::TempDir) {
 
 /// What a program of the sandbox is told of its proxy.
 async fn proxy_of_program(world: &World, id: SandboxId) -> String {
-    world.execute(argv(id, &["sh", "-c", "echo -n $https_proxy"])).await.unwrap().stdout
+    // the machine of the test need not have the folder that sandboxes have
+    let request = ExecuteRequest { cwd: "/".into(), ..argv(id, &["sh", "-c", "echo -n $https_proxy"]) };
+    world.execute(request).await.unwrap().stdout
 }
 
 #[tokio::test]
