@@ -25,8 +25,8 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 /// Messages on their way to a program. Few: what it does not read must hold back who sends it.
 const QUEUE: usize = 2;
-/// How long a program may take to read what was sent to it last.
-const LAST_BYTES: Duration = Duration::from_secs(30);
+/// How long a program may take to read what was sent to it last, and to close.
+const LAST_BYTES: Duration = Duration::from_secs(10);
 /// The most that goes into one.
 const PIECE: usize = 32 * 1024;
 
@@ -68,10 +68,10 @@ async fn take_up(client: &mut AgentServiceClient<Channel>, number: u64) -> Resul
     requests.try_send(first).expect("the queue holds the first message");
     let responses = client.accept(ReceiverStream::new(queue)).await?.into_inner();
     let requests = PollSender::new(requests);
-    Ok(Connection { requests, responses: Some(responses), left: Bytes::new(), ended: false, is_shut: false })
+    Ok(Connection { requests, responses: Some(responses), left: Bytes::new(), ended: false })
 }
 
-/// A connection of a program. Dropping it cuts it, unless both directions have ended.
+/// A connection of a program. Dropped, it is closed as a socket is: the program is given what was sent to it, and its end.
 struct Connection {
     requests: PollSender<AcceptRequest>,
     /// there until it is dropped
@@ -80,8 +80,6 @@ struct Connection {
     left: Bytes,
     /// the program sends no more
     ended: bool,
-    /// nothing more is sent to it
-    is_shut: bool,
 }
 
 impl AsyncRead for Connection {
@@ -126,20 +124,19 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // what is in the queue is sent before the end
         self.requests.close();
-        self.is_shut = true;
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for Connection {
     /// The end of the answers cancels the request, with what of it waits to be sent. So they are heard to their end, which comes
-    /// when the program has been given all of it.
+    /// when the program has been given all of it and has closed. What it says meanwhile is for nobody.
     fn drop(&mut self) {
-        let heard = self.responses.take().filter(|_| self.ended && self.is_shut);
+        let heard = self.responses.take();
         if let (Some(mut responses), Ok(runtime)) = (heard, tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move {
                 let end = async { while let Some(Ok(_)) = responses.next().await {} };
-                // a program that does not read its last bytes so long is cut
+                // one that takes longer is cut
                 timeout(LAST_BYTES, end).await
             });
         }

@@ -196,7 +196,9 @@ async fn a_tunnel_through_the_agent_carries_both_ways_and_ends_one_way_at_a_time
     let tunnel = tokio::spawn(async move {
         let mut accepted = port.listener.accept().await.unwrap();
         let mut server = TcpStream::connect(address).await.unwrap();
-        copy_bidirectional(&mut accepted, &mut server).await
+        let copied = copy_bidirectional(&mut accepted, &mut server).await;
+        // with the port its connections are cut
+        (copied, port)
     });
     let mut program = TcpStream::connect(("127.0.0.1", number)).await.unwrap();
     let sent: Vec<u8> = (0..4 * 1024 * 1024_u32).map(|byte| byte.to_le_bytes()[1]).collect();
@@ -205,6 +207,7 @@ async fn a_tunnel_through_the_agent_carries_both_ways_and_ends_one_way_at_a_time
     let mut back = Vec::new();
     timeout(Duration::from_secs(30), program.read_to_end(&mut back)).await.unwrap().unwrap();
     assert!(back == sent, "{} bytes came back", back.len());
-    let (up, down) = tunnel.await.unwrap().unwrap();
+    let (copied, _port) = tunnel.await.unwrap();
+    let (up, down) = copied.unwrap();
     assert_eq!((up, down), (sent.len() as u64, sent.len() as u64));
 }
