@@ -295,7 +295,12 @@ async fn executions_of_one_context_wait_for_one_another() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn warm_interpreters_know_the_environment_of_their_sandbox() {
-    let server = Server::with(&[("WARM_CONTEXTS", "python,javascript")]).await;
+    let server = Server::with(&[("WARM_CONTEXTS", "python,javascript"), ("POOL_MIN_SIZE", "1")]).await;
+    let api = server.user("ada").await;
+    eventually("a sandbox is warm", || async {
+        api.get("/api/v1/sandbox/stats").await.1["ready"].as_u64().is_some_and(|ready| ready > 0)
+    })
+    .await;
     let [wire, _] = wires(&server, "ada").await;
     let answer = wire.call("SchedulerService.AcquireSandbox", json!({"env": {"MINE": "yes"}})).await;
     let sandbox = answer["sandbox"]["sandbox_id"].as_str().unwrap();

@@ -11,8 +11,7 @@ mod file_service;
 mod files;
 #[expect(dead_code, reason = "the tests of the server need more of it")]
 mod harness;
-mod hostile;
-mod resources;
+mod lacks;
 #[expect(dead_code, reason = "the tests of the server need more of it")]
 #[path = "../setup/s3.rs"]
 mod s3_server;

@@ -23,6 +23,8 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGES = ["nodejs", "perl", "procps", "python3"]
 LEFT_OUT = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*"]
 TRIM = 'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/*'
+# the one that sandboxes have
+USER = 'chroot "$1" useradd --uid 1000 --home-dir /home/user --no-create-home --shell /bin/sh user'
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -35,7 +37,7 @@ def rootfs() -> Path:
     suite, source = distribution()
     recipe = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     recipe += [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
-    recipe += [f"--customize-hook={TRIM}", suite]
+    recipe += [f"--customize-hook={USER}", f"--customize-hook={TRIM}", suite]
     key = hashlib.sha256("\0".join([*recipe, platform.machine()]).encode()).hexdigest()[:16]
     checkout = Path(__file__).resolve().parents[2]
     folder = Path(os.environ.get("CARGO_TARGET_DIR") or checkout / "target") / "images"
