@@ -49,13 +49,16 @@ run-all: tools build ## run each role as a process of its own, in the background
 stop: ## stop what run-all started
 	@deploy/local/stop.sh
 
+# Most tests wait for processes, timeouts and connections more than they work.
+TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
+
 .PHONY: test
-test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,vm leaves out parts)
+test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
 	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
 	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
-	cargo nextest run --locked --workspace
+	tests/setup/docker.py cargo nextest run --locked --workspace --test-threads $(TEST_THREADS)
 	$(MAKE) --no-print-directory test-sdk
 
 # With the server that `make test` has built.
@@ -91,7 +94,7 @@ lint-deps: $(CACHE)/cargo/bin/cargo-deny
 
 .PHONY: lint-python
 lint-python: $(VENV)/bin/ruff lint-sdk
-	@for folder in tests/bench tests/blackbox/egress tests/kernels crates/node/src/contexts; do \
+	@for folder in tests/bench tests/blackbox/egress tests/kernels tests/setup crates/node/src/contexts; do \
 	  if [ -n "$$(find $$folder -name '*.py' -print -quit)" ]; then \
 	    $(VENV)/bin/ruff check $$folder; $(VENV)/bin/ruff format --check $$folder; \
 	    $(VENV)/bin/mypy --strict $$folder; \
@@ -108,6 +111,11 @@ lint-sdk: $(VENV)/.sdk
 .PHONY: bench
 bench: setup build ## measure speed and write docs/benchmarks.md
 	@RCLONE="$$(command -v rclone || echo $(VENV)/bin/rclone)" python3 tests/bench/bench.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+	@$(MAKE) --no-print-directory bench-docker
+
+.PHONY: bench-docker
+bench-docker: setup build ## measure containers beside the daemon's own tools and write that section of docs/benchmarks.md
+	@tests/setup/docker.py python3 tests/bench/docker.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
 .PHONY: bench-sdk
 bench-sdk: build $(VENV)/.sdk ## measure the Python SDK and write its section of docs/benchmarks.md

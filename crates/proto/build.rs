@@ -5,9 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
-const CONTRACTS: [&str; 9] = [
+const CONTRACTS: [&str; 10] = [
     "cloud_sandbox/v1/auth.proto",
     "cloud_sandbox/v1/scheduler.proto",
+    "cloud_sandbox/v1/template.proto",
     "cloud_sandbox/v1/session.proto",
     "cloud_sandbox/v1/exec.proto",
     "cloud_sandbox/v1/context.proto",

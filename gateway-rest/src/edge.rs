@@ -68,6 +68,7 @@ impl Edge {
         let open = options.issuer.is_open();
         add("AuthService", &auth_service::upstream(options.tokens.clone(), options.issuer));
         add("SchedulerService", &upstreams.scheduler);
+        add("TemplateService", &upstreams.scheduler);
         add("SessionService", &upstreams.session);
         add("ExecService", &upstreams.exec);
         add("ContextService", &upstreams.exec);

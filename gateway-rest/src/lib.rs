@@ -77,7 +77,7 @@ pub struct Options {
 
 /// The services behind the edge.
 pub struct Upstreams {
-    /// serves `SchedulerService`
+    /// serves `SchedulerService` and `TemplateService`
     pub scheduler: Upstream,
     /// serves `SessionService`
     pub session: Upstream,
@@ -102,6 +102,15 @@ pub enum Error {
     /// the reflection service refuses the descriptors
     #[error("failed to build the reflection service")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A message of the contracts, called `name` in full and encoded, as the REST surface shows it. `None` when there is no such
+/// message or it is not one.
+#[must_use]
+pub fn message_json(name: &str, encoded: &[u8]) -> Option<serde_json::Value> {
+    let pool = prost_reflect::DescriptorPool::decode(cloud_sandbox_proto::DESCRIPTOR_SET).ok()?;
+    let message = prost_reflect::DynamicMessage::decode(pool.get_message_by_name(name)?, encoded).ok()?;
+    serde_json::to_value(json::write::Message(&message)).ok()
 }
 
 /// The edge. Cheap to clone; clones share everything.

@@ -15,10 +15,18 @@ from typing import Any
 
 Answer = dict[str, Any]
 
-# sections of the page that are written by themselves, in their order: `neighbours.py`'s and `sdk.py`'s
+# sections of the page that are written by themselves, in their order: `docker.py`'s, `neighbours.py`'s and `sdk.py`'s
+DOCKER_HEADING = "## Containers"
 NEIGHBOURS_HEADING = "## Noisy neighbours"
 SDK_HEADING = "## The Python SDK"
-HEADINGS = [NEIGHBOURS_HEADING, SDK_HEADING]
+HEADINGS = [DOCKER_HEADING, NEIGHBOURS_HEADING, SDK_HEADING]
+
+
+def write_section(page: Path, heading: str, section: str) -> None:
+    """Puts a section into its place of the page, instead of the one that is there."""
+    later = later_sections(page, after=heading)
+    before = page.read_text().removesuffix(later).partition(f"\n{heading}\n")[0].rstrip("\n")
+    page.write_text(f"{before}\n\n{section}\n{later}".rstrip("\n") + "\n")
 
 
 def later_sections(page: Path, after: str | None = None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import NEIGHBOURS_HEADING, Answer, Server, later_sections, serving, timed
+from harness import NEIGHBOURS_HEADING, Answer, Server, serving, timed, write_section
 
 MIB = 1 << 20
 WORK = {"argv": ["/bin/true"]}
@@ -152,10 +152,7 @@ def main() -> None:
     section = measure(arguments.binary, arguments.rounds, arguments.seconds)
     print(section)
     if arguments.output:
-        later = later_sections(arguments.output, after=NEIGHBOURS_HEADING)
-        page = arguments.output.read_text()
-        before = page.removesuffix(later).partition(f"\n{NEIGHBOURS_HEADING}\n")[0].rstrip("\n")
-        arguments.output.write_text(f"{before}\n\n{section}\n{later}".rstrip("\n") + "\n")
+        write_section(arguments.output, NEIGHBOURS_HEADING, section)
 
 
 if __name__ == "__main__":

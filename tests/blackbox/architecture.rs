@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("embedded", &[]),
     ("exec", &["auth", "model", "node-client", "proto", "rpc", "storage"]),
     ("gateway-rest", &["auth", "model", "proto", "rpc"]),
+    ("images", &["model"]),
     ("jailer", &[]),
     ("journal", &["model"]),
     ("model", &[]),
@@ -21,7 +22,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("rpc", &["model", "proto"]),
     ("runtime", &["model"]),
-    ("runtime-linux", &["jailer", "model", "runtime"]),
+    ("runtime-docker", &["model", "runtime", "runtime-linux"]),
+    ("runtime-linux", &["images", "jailer", "model", "runtime"]),
     ("scheduler", &["auth", "model", "node-client", "proto", "rpc", "storage"]),
     ("session", &["auth", "model", "node-client", "proto", "rpc", "storage"]),
     // used by tests only

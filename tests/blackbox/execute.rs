@@ -6,13 +6,19 @@ use serde_json::{Value, json};
 
 use crate::harness::{Api, Server, eventually, reason};
 
+/// Whether sandboxes have a program, by what they are made from.
 fn installed(program: &str) -> bool {
+    if crate::RUNTIME != "linux" {
+        return ["python3", "node", "perl", "bash", "sh"].contains(&program);
+    }
+    // what the tests' set-up sees to, and what the host has beside it
+    let always = ["python3", "node", "go", "bash", "sh", "perl"];
     let folders = ["/usr/local/bin", "/usr/bin", "/bin"];
-    folders.iter().any(|folder| std::path::Path::new(folder).join(program).exists())
+    always.contains(&program) || folders.iter().any(|folder| std::path::Path::new(folder).join(program).exists())
 }
 
 #[tokio::test]
-async fn each_language_of_the_host_runs() {
+async fn each_language_that_is_there_runs() {
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire().await;
@@ -34,8 +40,7 @@ async fn each_language_of_the_host_runs() {
     for (language, program, code) in cases {
         let body = json!({"sandbox_id": id, "code": code, "language": language, "timeout_ms": 120_000});
         let (status, answer) = api.post("/api/v1/execute", body).await;
-        let always = ["python3", "node", "go", "bash", "sh", "perl"].contains(&program);
-        if always || installed(program) {
+        if installed(program) {
             assert_eq!((status, &answer["stdout"]), (200, &json!("42\n")), "{language}: {answer}");
         } else {
             assert_eq!((status, reason(&answer)), (400, "LANGUAGE_UNAVAILABLE"), "{language}: {answer}");

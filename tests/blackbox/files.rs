@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Api, Server, reason};
+use crate::harness::{Api, Server, is_gvisor, reason};
 
 const FILES: &str = "/api/v1/files";
 
@@ -65,6 +65,9 @@ async fn bytes_that_are_not_text_survive() {
 
 #[tokio::test]
 async fn mode_is_kept_and_files_are_the_users() {
+    if is_gvisor() {
+        return;
+    }
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire().await;

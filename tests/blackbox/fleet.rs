@@ -10,7 +10,7 @@ use std::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Api, BINARY, Traces, cgroups_of, eventually, free_port, reason};
+use crate::harness::{Api, BINARY, Traces, command, eventually, free_port, left_of, reason};
 
 const SECRET: &str = "one-secret-for-all-roles-of-this-fleet";
 
@@ -103,6 +103,7 @@ impl Fleet {
             .env("JWT_SECRET", SECRET)
             .env("DATA_DIR", self.folder.path().join(name))
             .env("POOL_MIN_SIZE", "1")
+            .env("SANDBOX_RUNTIMES", "linux")
             .env("RATE_LIMIT_PER_SECOND", "0")
             .envs(settings.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::null())
@@ -153,6 +154,13 @@ impl Fleet {
         Api { token: Some(answer["access_token"].as_str().unwrap().to_owned()), ..anonymous }
     }
 
+    /// An admin, by a token that is signed with the fleet's secret.
+    pub fn admin(&self) -> Api {
+        let mint = command(&["token", "--user", "root", "--role", "admin"]).env("JWT_SECRET", SECRET).output().unwrap();
+        let token = String::from_utf8(mint.stdout).unwrap().trim().to_owned();
+        Api { http: reqwest::Client::new(), url: self.url.clone(), token: Some(token) }
+    }
+
     /// Acquires as soon as the node has reported itself.
     pub async fn acquire(&self, api: &Api) -> String {
         eventually("a node is known", || async { api.get("/api/v1/sandbox/stats").await.1["ready"] == 1 }).await;
@@ -162,17 +170,27 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
+        // all at once, as each may wait for a Redis that is not there; and that last
+        for role in self.roles.iter_mut().rev() {
+            tell_to_end(&mut role.process);
+        }
         let roles = self.roles.iter_mut().rev().map(|role| (role.name, &mut role.process));
         for (name, process) in roles.chain([("redis", &mut self.redis)]) {
-            if process.try_wait().is_ok_and(|ended| ended.is_none()) {
-                let _ = Command::new("kill").arg(process.id().to_string()).status();
-                let _ = process.wait();
+            if name == "redis" {
+                tell_to_end(process);
             }
+            let _ = process.wait();
             if std::thread::panicking() {
                 let log = fs::read_to_string(self.folder.path().join(format!("{name}.log")));
                 eprintln!("--- {name} ---\n{}", log.unwrap_or_default());
             }
         }
+    }
+}
+
+fn tell_to_end(process: &mut Child) {
+    if process.try_wait().is_ok_and(|ended| ended.is_none()) {
+        let _ = Command::new("kill").arg(process.id().to_string()).status();
     }
 }
 
@@ -199,7 +217,7 @@ async fn roles_on_their_own_serve_as_one() {
     assert_eq!(ada.post(&format!("{path}/resume"), json!({})).await.1["state"], "running");
     assert_eq!(ada.delete(&path).await.0, 200);
     ada.release(&id).await;
-    assert_eq!(cgroups_of(&id), Vec::<String>::new());
+    assert_eq!(left_of(&id), Vec::<String>::new());
 }
 
 #[tokio::test]

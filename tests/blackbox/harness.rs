@@ -14,6 +14,8 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::docker::{self, Docker};
+
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cloud-sandbox");
 
@@ -30,6 +32,8 @@ pub struct Server {
     pub grpc_url: String,
     /// where it keeps everything
     pub data_dir: PathBuf,
+    /// what its tokens are signed with, unless it made that itself
+    secret: Option<String>,
     folder: TempDir,
 }
 
@@ -53,7 +57,13 @@ impl Server {
     }
 
     /// A server that a command of the test's own starts, as another user for example.
-    pub async fn launched(mut command: Command, folder: TempDir, settings: Settings<'_>) -> Self {
+    pub async fn launched(command: Command, folder: TempDir, settings: Settings<'_>) -> Self {
+        Self::launched_on(crate::RUNTIME, command, folder, settings).await
+    }
+
+    /// The same, whose sandboxes are of this runtime where nobody asks for a template.
+    pub async fn launched_on(runtime: &str, mut command: Command, folder: TempDir, settings: Settings<'_>) -> Self {
+        let rooms = Rooms::of(runtime);
         let (port, grpc_port) = (free_port(), free_port());
         let data_dir = folder.path().join("data");
         let log = fs::File::create(folder.path().join("log")).unwrap();
@@ -68,7 +78,7 @@ impl Server {
             .env("POOL_MAX_SIZE", "16")
             .env("RATE_LIMIT_PER_SECOND", "0")
             .env("HOST_SECRET", "must-not-leak")
-            .env("SANDBOX_RUNTIME", std::env::var("CLOUD_SANDBOX_TEST_RUNTIME").unwrap_or_else(|_| "linux".into()))
+            .envs(rooms.settings())
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -76,8 +86,10 @@ impl Server {
             .spawn()
             .unwrap();
         let (url, grpc_url) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{grpc_port}"));
-        let mut server = Self { child, url, grpc_url, data_dir, folder };
+        let secret = settings.iter().find(|(name, _)| *name == "JWT_SECRET").map(|(_, secret)| (*secret).to_owned());
+        let mut server = Self { child, url, grpc_url, data_dir, secret, folder };
         server.wait_until_ready().await;
+        rooms.furnish(&server).await;
         server
     }
 
@@ -133,6 +145,16 @@ impl Server {
         Api { token: Some(answer["access_token"].as_str().unwrap().to_owned()), ..anonymous }
     }
 
+    /// A client with a token for an admin, which only whoever has the server's secret can make.
+    pub fn admin(&self) -> Api {
+        let mut mint = command(&["token", "--user", "root", "--role", "admin", "--data-dir"]);
+        mint.arg(&self.data_dir).envs(self.secret.iter().map(|secret| ("JWT_SECRET", secret)));
+        let minted = mint.output().unwrap();
+        assert!(minted.status.success(), "{}", String::from_utf8_lossy(&minted.stderr));
+        let token = String::from_utf8(minted.stdout).unwrap().trim().to_owned();
+        Api { http: reqwest::Client::new(), url: self.url.clone(), token: Some(token) }
+    }
+
     /// What the server has on the host now: its child processes with their cgroups.
     pub fn traces(&self) -> Traces {
         Traces::of(self.pid())
@@ -153,6 +175,73 @@ impl Drop for Server {
         if thread::panicking() {
             eprintln!("--- the server's log ---\n{}", self.log());
         }
+    }
+}
+
+/// What the sandboxes of a server are made by and from, where nobody asks for a template.
+enum Rooms {
+    /// by the native runtime, from the host's own `/usr`
+    Host,
+    /// by a runtime of containers, from the image of the tests
+    Containers { runtime: String, docker: Docker },
+}
+
+/// The template that says so.
+const TEMPLATE: &str = "suite";
+
+/// What sandboxes say they were made from, where nobody asked for a template.
+pub fn template() -> String {
+    if crate::RUNTIME == "linux" { "host".into() } else { format!("{TEMPLATE}@1") }
+}
+
+/// Whether sandboxes have a kernel that is gVisor's. What that lacks is in `lacks.rs`, and told in docs/runtimes.md.
+pub fn is_gvisor() -> bool {
+    crate::RUNTIME == "docker+runsc"
+}
+
+impl Rooms {
+    fn of(runtime: &str) -> Self {
+        if runtime == "linux" {
+            return Self::Host;
+        }
+        if docker::left_out() {
+            // a program of tests that need it all, or a process of this one test
+            std::process::exit(0);
+        }
+        Self::Containers { runtime: runtime.to_owned(), docker: Docker::of_this_run() }
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Host => vec![("SANDBOX_RUNTIMES", "linux".into())],
+            Self::Containers { docker, .. } => vec![
+                ("SANDBOX_RUNTIMES", "docker".into()),
+                ("DOCKER_HOST", docker.url.clone()),
+                ("SANDBOX_IMAGE", docker.image.clone()),
+                ("DEFAULT_TEMPLATE", TEMPLATE.into()),
+                // they take their time, and most tests need one
+                ("POOL_MIN_SIZE", "0".into()),
+            ],
+        }
+    }
+
+    /// Makes the template, unless an earlier server on the same data has, and waits until it can be used.
+    async fn furnish(&self, server: &Server) {
+        let Self::Containers { runtime, docker } = self else { return };
+        let admin = server.admin();
+        let path = format!("/api/v1/templates/{TEMPLATE}");
+        if admin.get(&path).await.0 == 404 {
+            let image = json!({"image": docker.image, "pull": "never"});
+            let wanted = json!({"name": TEMPLATE, "source": {"docker_image": image}, "runtimes": [runtime]});
+            let (status, answer) = admin.post("/api/v1/templates", wanted).await;
+            assert_eq!(status, 200, "{answer}");
+        }
+        eventually("the template can be used", || async {
+            let (_, template) = admin.get(&path).await;
+            assert_ne!(template["state"], "failed", "{template}");
+            template["state"] == "ready"
+        })
+        .await;
     }
 }
 
@@ -321,6 +410,18 @@ fn cgroups(pid: u32) -> Vec<PathBuf> {
 pub fn cgroups_of(sandbox: &str) -> Vec<String> {
     let found = Command::new("find").args(["/sys/fs/cgroup", "-name", sandbox]).output().unwrap();
     String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect()
+}
+
+/// Everything that the host has of a sandbox: cgroups, and containers in any state.
+pub fn left_of(sandbox: &str) -> Vec<String> {
+    let mut left = cgroups_of(sandbox);
+    if let Some(docker) = Docker::if_there() {
+        let containers = docker.containers();
+        left.extend(
+            containers.into_iter().filter(|name| name.contains(sandbox)).map(|name| format!("container {name}")),
+        );
+    }
+    left
 }
 
 /// A port that nobody listens on.

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::harness::{Server, cgroups_of};
+use crate::harness::{Server, left_of};
 
 #[tokio::test]
 async fn gigabyte_of_output_is_cut_and_counted_without_growing_the_server() {
@@ -51,7 +51,7 @@ async fn fork_bomb_hits_its_limit_and_dies_at_the_timeout() {
     assert_eq!(calm, "calm\n");
     assert_eq!(bombed.0, 200, "{}", bombed.1);
     api.release(&id).await;
-    assert_eq!(cgroups_of(&id), Vec::<String>::new());
+    assert_eq!(left_of(&id), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn crowd_that_starves_the_agent_is_released_all_the_same() {
     let start = Instant::now();
     api.release(&id).await;
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    assert_eq!(cgroups_of(&id), Vec::<String>::new());
+    assert_eq!(left_of(&id), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn daemon_left_behind_neither_hangs_the_call_nor_survives_the_release() {
     assert!(start.elapsed() < Duration::from_secs(5));
     let traces = server.traces();
     api.release(&id).await;
-    assert_eq!(cgroups_of(&id), Vec::<String>::new());
+    assert_eq!(left_of(&id), Vec::<String>::new());
     drop(server);
     traces.assert_gone();
 }

@@ -66,13 +66,13 @@ async fn killed_agent_is_noticed_and_its_sandbox_replaced() {
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire().await;
-    let cgroup = crate::harness::cgroups_of(&id);
+    let cgroup = crate::harness::left_of(&id);
     let pids = std::fs::read_to_string(format!("{}/cgroup.procs", cgroup[0])).unwrap();
     for pid in pids.lines() {
         assert!(std::process::Command::new("kill").args(["-9", pid]).status().unwrap().success());
     }
     eventually("it is gone", || async { api.get(&format!("/api/v1/sandbox/{id}")).await.0 == 404 }).await;
-    eventually("nothing is left", || async { crate::harness::cgroups_of(&id).is_empty() }).await;
+    eventually("nothing is left", || async { crate::harness::left_of(&id).is_empty() }).await;
     assert_eq!(api.shell(&api.acquire().await, "echo fine").await, "fine\n");
 }
 
@@ -123,4 +123,13 @@ async fn streams_that_outlast_the_drain_are_told_why_they_end() {
         assert_eq!((failure.status.as_str(), failure.reason.as_str()), ("UNAVAILABLE", "DRAINING"), "{failure:?}");
     }
     assert!(server.wait().success());
+}
+
+#[tokio::test]
+async fn idle_agent_is_small() {
+    let server = Server::with(&[("POOL_MIN_SIZE", "3")]).await;
+    let api = server.user("ada").await;
+    eventually("the pool is full", || async { api.get("/api/v1/sandbox/stats").await.1["ready"] == 3 }).await;
+    let sizes = server.traces().resident_kib();
+    assert!(sizes.len() == 3 && sizes.iter().all(|kib| *kib < 3 * 1024), "KiB: {sizes:?}");
 }

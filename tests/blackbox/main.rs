@@ -6,10 +6,15 @@ mod auth;
 mod bad_input;
 mod chaos;
 mod command_line;
+mod containers;
 mod contexts;
+#[path = "../setup/docker.rs"]
+mod docker;
 mod egress;
+mod endurance;
 mod execute;
 mod executions;
+mod figures;
 mod file_service;
 mod files;
 mod fleet;
@@ -29,6 +34,10 @@ mod sandboxes;
 mod session_ids;
 mod sessions;
 mod survival;
+mod templates;
 mod walk;
 mod wire;
 mod workspaces;
+
+/// What the sandboxes are made by, where a test says nothing else.
+const RUNTIME: &str = "linux";

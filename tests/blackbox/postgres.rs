@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fleet::{self, Fleet},
-    harness::{Api, Server, cgroups_of, command, eventually, reason},
+    harness::{Api, Server, command, eventually, left_of, reason},
     postgres_server::{PASSWORD, PostgresServer, left_out},
 };
 
@@ -61,7 +61,7 @@ async fn session_of_one_session_manager_is_a_session_of_all() {
 
     assert_eq!(other.delete(&path).await.0, 200);
     assert_eq!((one.get(&path).await.0, other.get(&path).await.0), (404, 404));
-    assert_eq!(cgroups_of(sandbox), Vec::<String>::new());
+    assert_eq!(left_of(sandbox), Vec::<String>::new());
 }
 
 /// Twenty pauses and resumes through both; each is done, or is told why not.
@@ -101,12 +101,15 @@ async fn database_that_is_away_is_named_and_found_again() {
     assert!(text.contains("sessions: ") && !text.contains("directory"), "{text}");
     eventually("the edge says so", || is_not_ready(&fleet.url, "session-manager")).await;
     let path = path(&session);
-    for (status, answer) in [
-        api.get(&path).await,
-        api.post("/api/v1/sessions", json!({})).await,
-        api.post(&format!("{path}/pause"), json!({})).await,
-        api.delete(&path).await,
-    ] {
+    let pause = format!("{path}/pause");
+    // at once, as each waits for the database
+    let (got, made, paused, deleted) = tokio::join!(
+        api.get(&path),
+        api.post("/api/v1/sessions", json!({})),
+        api.post(&pause, json!({})),
+        api.delete(&path)
+    );
+    for (status, answer) in [got, made, paused, deleted] {
         assert_eq!((status, reason(&answer)), (503, "STORE_UNAVAILABLE"), "{answer}");
         assert!(!answer.to_string().contains("127.0.0.1"), "{answer}");
     }
@@ -141,7 +144,7 @@ async fn server_of_everything_keeps_its_sessions_in_the_database_and_names_it_wh
     let api = server.user("ada").await;
     assert_eq!(api.get(&path(&session)).await.1["state"], "failed", "its sandbox ended with the server");
     database.kill();
-    let named = "session-manager\":\"sessions: the session store is unavailable";
+    let named = "session-manager\":\"sessions: the database is unavailable";
     assert!(is_not_ready(&server.url, named).await, "{:?}", readiness(&server.url).await);
     database.start_again();
     eventually("ready again", || async { readiness(&server.url).await.0 == 200 }).await;

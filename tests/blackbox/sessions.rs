@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Server, cgroups_of, reason};
+use crate::harness::{Server, left_of, reason};
 
 #[tokio::test]
 async fn session_lives_pauses_resumes_and_is_deleted() {
@@ -33,7 +33,7 @@ async fn session_lives_pauses_resumes_and_is_deleted() {
     assert_eq!(api.get("/api/v1/sessions").await.1["sessions"][0]["session_id"], session["session_id"]);
     assert_eq!(server.user("bob").await.get(&path).await.0, 404);
     assert_eq!(api.delete(&path).await.0, 200);
-    assert_eq!(cgroups_of(sandbox), Vec::<String>::new());
+    assert_eq!(left_of(sandbox), Vec::<String>::new());
     assert_eq!((api.get(&path).await.0, api.delete(&path).await.0), (404, 404));
 }
 

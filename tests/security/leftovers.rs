@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::cgroups_of;
+use crate::harness::left_of;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,7 +48,7 @@ impl Leftovers {
     fn left(&self, known: u32) -> Vec<String> {
         let processes = self.processes.iter().filter(|(pid, begun)| started(*pid).as_ref() == Some(begun));
         let mut left: Vec<_> = processes.map(|(pid, _)| format!("process {pid}")).collect();
-        left.extend(self.sandboxes.iter().flat_map(|id| cgroups_of(id)));
+        left.extend(self.sandboxes.iter().flat_map(|id| left_of(id)));
         let folder = self.folder.to_str().unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(folder)).map(str::to_owned));

@@ -2,7 +2,7 @@
 
 use crate::{
     attempt::attempts,
-    harness::cgroups_of,
+    harness::left_of,
     host::{Bait, addresses},
     target::Target,
 };
@@ -114,7 +114,7 @@ fn finds_another_interface(target: &Target) {
     let printed = target.shell("ls /sys/class/net; tail -n +3 /proc/net/dev | cut -d: -f1; tail -n +2 /proc/net/route; cat /proc/net/arp | tail -n +2");
     let names: Vec<_> = printed.lines().filter(|line| !line.contains("No such file")).map(str::trim).collect();
     assert_eq!(names, ["lo"], "{printed}");
-    assert_eq!(cgroups_of("lo"), Vec::<String>::new());
+    assert_eq!(left_of("lo"), Vec::<String>::new());
 }
 
 fn opens_raw_sockets(target: &Target) {

@@ -13,7 +13,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Api, BINARY, Server, cgroups_of},
+    harness::{Api, BINARY, Server, left_of},
     host::Host,
     inside::{self, GOT_THROUGH, Tries},
     leftovers::Leftovers,
@@ -79,12 +79,11 @@ impl Target {
             std::os::unix::fs::chown(folder.path(), Some(host.uid), Some(host.uid)).unwrap();
             let hosts = host.internet.hosts();
             let settings = [
-                ("SANDBOX_RUNTIME", runtime.name),
                 ("HOST_SECRET", host.secret.as_str()),
                 ("POOL_MIN_SIZE", "0"),
                 ("CLOUD_SANDBOX_TEST_UPSTREAM", hosts.as_str()),
             ];
-            let server = Server::launched(host.command(BINARY), folder, &settings).await;
+            let server = Server::launched_on(runtime.name, host.command(BINARY), folder, &settings).await;
             let api = server.user("eve").await;
             let id = api.acquire().await;
             (server, api, id)
@@ -188,7 +187,7 @@ impl Walled {
     /// Releases a sandbox, of which then nothing is left.
     pub fn release(&self, id: &str) {
         self.wait(self.api.release(id));
-        assert_eq!(cgroups_of(id), Vec::<String>::new());
+        assert_eq!(left_of(id), Vec::<String>::new());
     }
 
     /// A sandbox of another user on the same node.

@@ -34,6 +34,17 @@ fi
 # what the tests plot with
 [[ $purpose == run ]] || /usr/bin/python3 -c 'import matplotlib' 2>/dev/null || missing+=(python3-matplotlib)
 
+# for `tests/setup/docker.py`; some lie where an ordinary PATH does not lead
+wants() { [[ $purpose == test && ",${CLOUD_SANDBOX_TEST_SKIP:-}," != *,$1,* ]]; }
+lacks() { ! PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
+if wants docker; then
+  declare -A engine=([dockerd]=docker.io [containerd]=containerd [runc]=runc [runsc]=runsc [mmdebstrap]=mmdebstrap)
+  for program in "${!engine[@]}"; do
+    ! lacks "$program" || missing+=("${engine[$program]}")
+  done
+fi
+if wants registry && lacks docker-registry; then missing+=(docker-registry); fi
+
 # the virtual machine's kernel comes from apt, which knows no packages on a machine that was never updated
 if [[ $purpose == test && -z $(apt-cache search --names-only '^linux-image-(cloud-amd64|virtual)$' 2>/dev/null) ]]; then
   missing+=(ca-certificates)
@@ -54,7 +65,20 @@ if ((${#missing[@]})); then
   fi
   echo "setup: installing ${missing[*]}"
   "${as_root[@]}" apt-get update -qq
+  # The servers among them are for the tests to start: the machine runs none that it did not run before, now or after
+  # it starts again.
+  enabled() { find /etc/systemd/system -type l -path '*.wants/*' -printf '%f\n' 2>/dev/null | sort -u; }
+  before=$(enabled)
+  policy=/usr/sbin/policy-rc.d
+  if [[ ! -e $policy ]]; then
+    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"
+  fi
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+  mapfile -t new < <(comm -13 <(echo "$before") <(enabled))
+  if ((${#new[@]})) && command -v systemctl >/dev/null; then
+    "${as_root[@]}" systemctl --quiet disable "${new[@]}"
+  fi
 fi
 
 if [[ $purpose == test ]] && ! cargo nextest --version >/dev/null 2>&1; then

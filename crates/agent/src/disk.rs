@@ -1,13 +1,13 @@
-//! How full the writable folders are: they are one file system of a fixed size and number of files, which is a limit that
-//! programs run into.
+//! How full the writable folders are: they are one file system, or in a container one each, of a fixed size and number of
+//! files, which is a limit that programs run into.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use nix::sys::statvfs::{Statvfs, statvfs};
 use tokio::time::sleep;
 
-/// A folder of that file system.
-const FOLDER: &str = "/tmp";
+/// The folders.
+const FOLDERS: [&str; 6] = ["/dev/shm", "/home/user", "/run", "/tmp", "/var/tmp", "/workspace"];
 /// How often it is looked at while a process is young.
 const LOOK: Duration = Duration::from_millis(200);
 /// And at most how seldom: what runs for long must not keep the sandbox awake.
@@ -25,7 +25,16 @@ pub(crate) struct Disk {
 impl Disk {
     /// As they are now; empty when that cannot be told.
     pub(crate) fn now() -> Self {
-        Self::of(Path::new(FOLDER))
+        let mut seen = BTreeSet::new();
+        let mut all = Self::default();
+        for folder in FOLDERS.map(Path::new) {
+            // each file system once
+            if fs::metadata(folder).is_ok_and(|found| seen.insert(found.dev())) {
+                let one = Self::of(folder);
+                all = Self { used: all.used.saturating_add(one.used), full: all.full || one.full };
+            }
+        }
+        all
     }
 
     fn of(folder: &Path) -> Self {

@@ -10,6 +10,8 @@ pub enum Access {
     Public,
     /// users and admins; whose things they touch is checked where the thing is found
     Caller,
+    /// admins only: what it does is not their tenant's alone
+    Admin,
     /// services of ours only
     Service,
     /// the node of the sandbox only, over the sandbox's own socket: no token, never on a network
@@ -26,6 +28,11 @@ const TABLE: &[(&str, Access)] = &[
     ("/cloud_sandbox.v1.SchedulerService/ListSandboxes", Access::Caller),
     ("/cloud_sandbox.v1.SchedulerService/UpdateSandbox", Access::Caller),
     ("/cloud_sandbox.v1.SchedulerService/GetSandboxStats", Access::Caller),
+    ("/cloud_sandbox.v1.TemplateService/CreateTemplate", Access::Admin),
+    ("/cloud_sandbox.v1.TemplateService/GetTemplate", Access::Caller),
+    ("/cloud_sandbox.v1.TemplateService/WatchTemplate", Access::Caller),
+    ("/cloud_sandbox.v1.TemplateService/ListTemplates", Access::Caller),
+    ("/cloud_sandbox.v1.TemplateService/DeleteTemplate", Access::Admin),
     ("/cloud_sandbox.v1.SessionService/CreateSession", Access::Caller),
     ("/cloud_sandbox.v1.SessionService/GetSession", Access::Caller),
     ("/cloud_sandbox.v1.SessionService/ListSessions", Access::Caller),
@@ -80,6 +87,7 @@ const TABLE: &[(&str, Access)] = &[
     ("/cloud_sandbox.node.v1.NodeService/ResumeSandbox", Access::Service),
     ("/cloud_sandbox.node.v1.NodeService/CheckpointSandbox", Access::Service),
     ("/cloud_sandbox.node.v1.NodeService/RestoreSandbox", Access::Service),
+    ("/cloud_sandbox.node.v1.NodeService/SetTemplates", Access::Service),
     ("/cloud_sandbox.agent.v1.AgentService/Check", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/ProveWalls", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/Run", Access::Socket),
@@ -90,6 +98,8 @@ const TABLE: &[(&str, Access)] = &[
     ("/cloud_sandbox.agent.v1.AgentService/ContinueProcesses", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/SaveTree", Access::Socket),
     ("/cloud_sandbox.agent.v1.AgentService/RestoreTree", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/Listen", Access::Socket),
+    ("/cloud_sandbox.agent.v1.AgentService/Accept", Access::Socket),
     // what orchestrators and tools ask before they have a token; it tells nothing that the contracts do not
     ("/grpc.health.v1.Health/Check", Access::Public),
     ("/grpc.health.v1.Health/Watch", Access::Public),
@@ -123,7 +133,7 @@ impl Access {
     #[must_use]
     pub const fn at_node(self) -> Self {
         match self {
-            Self::Caller => Self::Service,
+            Self::Caller | Self::Admin => Self::Service,
             Self::Public | Self::Service | Self::Socket => self,
         }
     }
@@ -134,6 +144,7 @@ impl Access {
         match self {
             Self::Public => true,
             Self::Caller => matches!(role, Role::User | Role::Admin),
+            Self::Admin => matches!(role, Role::Admin),
             Self::Service => matches!(role, Role::Service),
             Self::Socket => false,
         }
@@ -181,6 +192,14 @@ mod tests {
             let public = *access == Access::Public;
             assert_eq!(at_node.allows(Role::User) || at_node.allows(Role::Admin), public, "{path}");
             assert_eq!(at_node.allows(Role::Service), *access != Access::Socket, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_changes_the_state_of_everybody_is_for_admins_alone() {
+        for method in ["CreateTemplate", "DeleteTemplate"] {
+            let access = of(&format!("/cloud_sandbox.v1.TemplateService/{method}")).unwrap();
+            assert!(access.allows(Role::Admin) && !access.allows(Role::User) && !access.allows(Role::Service));
         }
     }
 

@@ -97,6 +97,8 @@ pub struct IdMap {
 /// The root file system: a small read-only tmpfs with the host's folders bound into it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
+    /// a folder of the host that sources of binds are relative to; nobody else has to be able to enter those above it
+    pub base: Option<PathBuf>,
     /// host folders and files shown read-only, without set-user-ID and without devices
     pub binds: Vec<Bind>,
     /// device files of the host shown in `/dev`
@@ -111,7 +113,7 @@ pub struct Root {
     pub scratch_bytes: u64,
     /// how many files it may hold
     pub scratch_inodes: u64,
-    /// paths below `/proc` that show a text of the sandbox's own
+    /// paths of files that show a text of the sandbox's own instead, where they are there
     pub replaced: Vec<(PathBuf, String)>,
     /// paths below `/proc` that show nothing
     pub masked: Vec<PathBuf>,
@@ -122,7 +124,7 @@ pub struct Root {
 /// A host path shown inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
-    /// the path on the host
+    /// the path on the host; a relative one is below the root's base
     pub source: PathBuf,
     /// the path inside
     pub target: PathBuf,

@@ -88,8 +88,10 @@ fn only(received: Vec<OwnedFd>) -> Result<OwnedFd, Fault> {
 
 fn become_agent(spec: &Spec, descriptors: &Descriptors) -> Result<(), Fault> {
     namespaces::configure(&spec.hostname)?;
+    // as long as this process may enter the folders above it
+    let base = rootfs::open_base(&spec.root)?;
     privileges::become_namespace_root(spec.ids)?;
-    let proc = rootfs::build(&spec.root, spec.user)?;
+    let proc = rootfs::build(&spec.root, base.as_ref(), spec.user)?;
     setsid().step(|| "start a session".into())?;
     reset_signals()?;
     arrange_descriptors(&descriptors.listener, &proc)?;

@@ -11,7 +11,10 @@ use std::{
 };
 
 use cloud_sandbox_jailer::{Interface, Reply, TUN};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+};
 
 use crate::{
     control::Control,
@@ -44,8 +47,13 @@ pub fn attach(control: &Control, process: &OwnedFd, interface: &Interface) -> Re
 }
 
 fn enter(process: &OwnedFd) -> Result<(), Fault> {
-    let namespaces = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
-    setns(process, namespaces).step(|| "enter the sandbox's network".into())
+    let both = setns(process, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET);
+    let entered = match both {
+        // nobody enters the user namespace that they are in already: a container's, which has none of its own
+        Err(Errno::EINVAL) => setns(process, CloneFlags::CLONE_NEWNET),
+        both => both,
+    };
+    entered.step(|| "enter the sandbox's network".into())
 }
 
 fn create(packets: &File, interface: &Interface) -> io::Result<()> {

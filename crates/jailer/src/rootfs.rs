@@ -6,7 +6,7 @@
 use std::{
     fs,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink},
     },
     path::{Path, PathBuf},
@@ -35,12 +35,20 @@ const ROOT_OPTIONS: &str = "mode=0755,size=1m,nr_inodes=4096";
 const PTS_OPTIONS: &str = "newinstance,ptmxmode=0666,mode=0620,max=64";
 const NO_PRIVILEGES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
+/// The folder that sources of binds are relative to.
+pub fn open_base(root: &Root) -> Result<Option<OwnedFd>, Fault> {
+    let Some(base) = &root.base else { return Ok(None) };
+    let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(base);
+    let opened = opened.step(|| format!("open {}", base.display()))?;
+    duplicate_high(&opened).map(Some).step(|| format!("keep {}", base.display()))
+}
+
 /// Builds the root and moves into it. Returns a `/proc` for the agent alone, which has no place in it.
-pub fn build(root: &Root, user: u32) -> Result<OwnedFd, Fault> {
+pub fn build(root: &Root, base: Option<&OwnedFd>, user: u32) -> Result<OwnedFd, Fault> {
     mount_plain(None, "/", MsFlags::MS_PRIVATE | MsFlags::MS_REC).step(|| "make mounts private".into())?;
     mount_new("tmpfs", Path::new(NEW_ROOT), NO_PRIVILEGES, ROOT_OPTIONS)?;
     for bind in &root.binds {
-        bind_read_only(bind)?;
+        bind_read_only(bind, base)?;
     }
     for (path, target) in &root.links {
         make_parent(path)?;
@@ -165,8 +173,15 @@ fn enter() -> Result<(), Fault> {
     mount_plain(None, "/", flags).step(|| "make the root read-only".into())
 }
 
-fn bind_read_only(bind: &Bind) -> Result<(), Fault> {
+fn bind_read_only(bind: &Bind, base: Option<&OwnedFd>) -> Result<(), Fault> {
     let target = inside(&bind.target);
+    let source = match base {
+        // past the folders above it
+        Some(base) if bind.source.is_relative() => {
+            Path::new("/proc/self/fd").join(base.as_raw_fd().to_string()).join(&bind.source)
+        }
+        _ => bind.source.clone(),
+    };
     if bind.directory {
         make_folder(&bind.target)?;
     } else {
@@ -174,7 +189,7 @@ fn bind_read_only(bind: &Bind) -> Result<(), Fault> {
         fs::write(&target, "").step(|| format!("make {}", bind.target.display()))?;
     }
     // recursive, because a folder with mounts that an outer namespace has locked can only be bound whole
-    mount_plain(Some(&bind.source), &target, MsFlags::MS_BIND | MsFlags::MS_REC)
+    mount_plain(Some(&source), &target, MsFlags::MS_BIND | MsFlags::MS_REC)
         .and_then(|()| make_read_only(&target, true))
         .step(|| format!("bind {}", bind.source.display()))
 }

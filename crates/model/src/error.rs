@@ -132,6 +132,7 @@ pub mod reason {
     pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
     pub const RESULT_EXPIRED: &str = "RESULT_EXPIRED";
     pub const ROLE_DENIED: &str = "ROLE_DENIED";
+    pub const RUNTIME_UNAVAILABLE: &str = "RUNTIME_UNAVAILABLE";
     pub const SANDBOX_BUSY: &str = "SANDBOX_BUSY";
     pub const SANDBOX_GONE: &str = "SANDBOX_GONE";
     pub const SANDBOX_MISSING: &str = "SANDBOX_MISSING";
@@ -144,7 +145,11 @@ pub mod reason {
     pub const STDIN_FULL: &str = "STDIN_FULL";
     pub const STORE_FULL: &str = "STORE_FULL";
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    pub const TEMPLATE_EXISTS: &str = "TEMPLATE_EXISTS";
+    pub const TEMPLATE_FAILED: &str = "TEMPLATE_FAILED";
+    pub const TEMPLATE_LIMIT: &str = "TEMPLATE_LIMIT";
     pub const TEMPLATE_NOT_FOUND: &str = "TEMPLATE_NOT_FOUND";
+    pub const TEMPLATE_NOT_READY: &str = "TEMPLATE_NOT_READY";
     pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
     pub const TOKEN_INVALID: &str = "TOKEN_INVALID";
     pub const TOKEN_MISSING: &str = "TOKEN_MISSING";

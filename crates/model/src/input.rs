@@ -6,8 +6,6 @@ use crate::error::{Error, Result, Violation};
 pub const REQUEST_ID_MAX: usize = 64;
 /// The longest user and tenant name, in characters.
 pub const NAME_MAX: usize = 128;
-/// The template when none is named: the host's own `/usr`.
-pub const TEMPLATE_DEFAULT: &str = "host";
 /// The longest template name, in bytes: what an image reference takes, with room. Whether there is one of that name is a node's to say.
 pub const TEMPLATE_MAX: usize = 512;
 /// The most entries of an environment.

@@ -7,6 +7,7 @@ pub mod limits;
 pub mod network;
 pub mod sandbox;
 pub mod session;
+pub mod template;
 
 pub use error::{Error, ErrorKind, Result};
 pub use id::{CheckpointId, ExecutionId, NodeId, SandboxId, SessionId};
@@ -14,3 +15,4 @@ pub use limits::Limits;
 pub use network::{NetworkMode, NetworkPolicy};
 pub use sandbox::SandboxState;
 pub use session::SessionState;
+pub use template::{RuntimeName, Template};

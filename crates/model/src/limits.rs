@@ -1,11 +1,14 @@
 //! What one sandbox may take.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{error::Result, input::Violations};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Bounds of one sandbox's use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Bounds of one sandbox's use. By default, and where it is read and does not say, a limit is unset.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// bytes of memory, files in the sandbox included
     pub memory_bytes: u64,

@@ -8,8 +8,7 @@ use cloud_sandbox_model::{
     input::Violations,
 };
 use cloud_sandbox_proto::{node::v1::Owner, v1};
-use cloud_sandbox_rpc::{from_status, network_policy, to_status};
-use cloud_sandbox_runtime::HOST_TEMPLATE;
+use cloud_sandbox_rpc::{from_status, limits_of, network_policy, to_status};
 use tokio::time::timeout;
 use tracing::Instrument;
 
@@ -17,9 +16,9 @@ use crate::{
     claims::{Acquired, Turn},
     fingerprint,
     node::Shared,
-    options::Options,
     pool::{Slot, Taken, Way},
-    sandbox::{ClaimKey, EndCause, Lease, Purpose, limits_of, spawn},
+    sandbox::{ClaimKey, EndCause, Lease, Purpose, spawn},
+    templates::Origin,
 };
 
 /// A lease unless the caller says otherwise, in seconds.
@@ -31,14 +30,15 @@ const ATTEMPTS: usize = 8;
 
 /// What a caller wants, validated.
 struct Wanted {
+    template: String,
+    limits: Limits,
     lease: Lease,
-    fits_warm: bool,
 }
 
 /// Claims a warm sandbox or has one made.
 pub(crate) async fn acquire(node: &Arc<Shared>, owner: Owner, request: v1::AcquireSandboxRequest) -> Result<Acquired> {
     let fingerprint = (!request.request_id.is_empty()).then(|| fingerprint::of_acquire(&request));
-    let wanted = validate(&node.options, owner, request)?;
+    let wanted = validate(node, owner, request)?;
     let (Some(key), Some(fingerprint)) = (wanted.lease.claim.clone(), fingerprint) else {
         return admit(node, wanted).await;
     };
@@ -69,7 +69,9 @@ pub(crate) async fn acquire(node: &Arc<Shared>, owner: Owner, request: v1::Acqui
     }
 }
 
-fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest) -> Result<Wanted> {
+fn validate(node: &Shared, owner: Owner, request: v1::AcquireSandboxRequest) -> Result<Wanted> {
+    let origin = node.templates.find(&request.template);
+    let own = origin.as_ref().map_or(node.options.default_limits, |origin| origin.limits);
     let mut violations = Violations::default();
     violations.name("owner.tenant", &owner.tenant);
     violations.name("owner.user_id", &owner.user_id);
@@ -78,12 +80,10 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
     violations.metadata("metadata", &request.metadata);
     violations.request_id("request_id", &request.request_id);
     let network = violations.take(network_policy("network", request.network.as_ref())).unwrap_or_default();
-    let limits = violations.take(limits(options, request.limits)).unwrap_or(options.default_limits);
+    let wanted = request.limits.map_or(Limits::UNSET, limits_of);
+    let limits = violations.take(own.overlaid(wanted, node.options.max_limits)).unwrap_or(own);
     violations.finish()?;
-    if !request.template.is_empty() && request.template != HOST_TEMPLATE {
-        let message = format!("template {:?} does not exist", request.template);
-        return Err(Error::new(ErrorKind::NotFound, reason::TEMPLATE_NOT_FOUND, message));
-    }
+    origin?;
 
     let seconds = if request.timeout_seconds == 0 { TIMEOUT_DEFAULT } else { request.timeout_seconds };
     let length = Duration::from_secs(seconds.into());
@@ -103,12 +103,7 @@ fn validate(options: &Options, owner: Owner, request: v1::AcquireSandboxRequest)
         expires_at: acquired_at + length,
         claim,
     };
-    Ok(Wanted { lease, fits_warm: limits.disk_bytes == options.default_limits.disk_bytes })
-}
-
-fn limits(options: &Options, wanted: Option<v1::ResourceLimits>) -> Result<Limits> {
-    let Some(wanted) = wanted else { return Ok(options.default_limits) };
-    options.default_limits.overlaid(limits_of(wanted), options.max_limits)
+    Ok(Wanted { template: request.template, limits: wanted, lease })
 }
 
 async fn admit(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
@@ -125,25 +120,29 @@ async fn admit(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
 }
 
 async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
-    let mut fits_warm = wanted.fits_warm;
+    let mut may_be_warm = true;
     for _ in 0..ATTEMPTS {
-        let (taken, warm) = match node.pool.choose(fits_warm) {
+        // the template may be another by now, or gone
+        let origin = node.templates.find(&wanted.template)?;
+        let limits = origin.limits.overlaid(wanted.limits, node.options.max_limits)?;
+        let fits_warm = may_be_warm && limits.disk_bytes == origin.limits.disk_bytes;
+        let (taken, warm) = match node.pool.choose(&origin, fits_warm) {
             Way::Warm(taken) => (taken, true),
             Way::Wait(receiver) => match receiver.await {
                 Ok(taken) => (taken, false),
                 // what was being made came to nothing
                 Err(_) => continue,
             },
-            Way::Create(slot) => (create(node, slot, &wanted).await?, false),
+            Way::Create(slot) => (create(node, slot, origin, limits).await?, false),
             Way::Evict(victim, promise) => {
                 evict(node, victim).await;
                 let Some(slot) = promise.redeem() else { continue };
-                (create(node, slot, &wanted).await?, false)
+                (create(node, slot, origin, limits).await?, false)
             }
             Way::Full if node.is_draining() => return Err(draining()),
             Way::Full => break,
         };
-        let mut lease = wanted.lease.clone();
+        let mut lease = Lease { limits, ..wanted.lease.clone() };
         // the lease begins when the sandbox is the caller's, however long it took to make
         lease.acquired_at = SystemTime::now();
         lease.expires_at = lease.acquired_at + lease.length;
@@ -152,7 +151,7 @@ async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
             // it ended in the pool a moment ago
             Err(error) if warm && error.reason() == reason::SANDBOX_GONE => {}
             // a fresh one has from the beginning what this host cannot give to one that lives
-            Err(error) if fits_warm && error.reason() == reason::UNSUPPORTED_BY_HOST => fits_warm = false,
+            Err(error) if fits_warm && error.reason() == reason::UNSUPPORTED_BY_HOST => may_be_warm = false,
             Err(error) => return Err(error),
         }
     }
@@ -161,9 +160,9 @@ async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
 }
 
 /// Makes a sandbox for this caller. One whose caller hangs up meanwhile is destroyed as soon as it is made.
-async fn create(node: &Arc<Shared>, slot: Slot, wanted: &Wanted) -> Result<Taken> {
-    let _permit = node.creating.acquire().await.expect("the semaphore is never closed");
-    let (sandbox, made) = spawn(node, slot, wanted.lease.limits, Purpose::Caller);
+async fn create(node: &Arc<Shared>, slot: Slot, origin: Arc<Origin>, limits: Limits) -> Result<Taken> {
+    let permit = Arc::clone(&node.creating).acquire_owned().await.expect("the semaphore is never closed");
+    let (sandbox, made) = spawn(node, slot, origin, limits, Purpose::Caller, permit);
     let taken = Taken::new(sandbox);
     match made.await {
         Ok(Ok(())) => Ok(taken),

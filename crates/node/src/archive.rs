@@ -17,13 +17,13 @@ use cloud_sandbox_model::{
     Limits, SandboxId,
     error::{Error, ErrorKind, reason},
 };
+use cloud_sandbox_rpc::limits_of;
 use cloud_sandbox_storage::SandboxEntry;
 use prost::Message;
 
 use crate::{
     executions::{Executions, Owned},
     options::Options,
-    sandbox::limits_of,
 };
 
 /// The word for sandboxes whose node's process ended without a word.
@@ -71,6 +71,7 @@ impl Archived {
             node: options.id,
             node_address: options.address.clone(),
             template: self.owned.template.clone(),
+            runtime: self.owned.runtime.clone(),
             paused: false,
             ended: true,
             // an earlier version did not know all of them, and its sandboxes had the defaults of the others

@@ -37,7 +37,7 @@ use tracing::Instrument;
 use crate::{
     contents,
     node::Shared,
-    sandbox::{Busy, Sandbox},
+    sandbox::{Busy, Sandbox, start},
     service::sandbox_id,
 };
 
@@ -187,15 +187,15 @@ async fn save(
     contents::note_executions(sandbox, &mut contents);
     contents.lost.extend(lost(sandbox, &stopped.into_inner().processes));
 
-    let roots = roots(node, sandbox)?;
+    let roots = roots(sandbox)?;
     let save = Save::new(Arc::clone(&node.workspaces), id, roots, contents, lease.limits.disk_bytes)?.with_base(base);
     let tree = sandbox.agent.trees().save_tree(save.requests()).await;
     let tree = tree.map_err(|status| agent_error("read the sandbox's files", &status))?.into_inner();
     save.run(tree.map(|part| part.map_err(|status| agent_error("read the sandbox's files", &status)))).await
 }
 
-fn roots(node: &Shared, sandbox: &Sandbox) -> Result<Vec<String>> {
-    let folders = node.runtime.writable_folders(&sandbox.template);
+fn roots(sandbox: &Sandbox) -> Result<Vec<String>> {
+    let folders = sandbox.origin.runtime.writable_folders(&sandbox.origin.prepared);
     let names = folders.into_iter().map(|folder| folder.into_os_string().into_string());
     let names: Result<Vec<_>, _> = names.collect();
     names.map_err(|name| Error::internal("name the sandbox's folders", format!("{name:?} is no text")))
@@ -207,6 +207,8 @@ fn lost(sandbox: &Sandbox, processes: &[ProcessInfo]) -> Vec<LostThing> {
     let mut known: Vec<_> = sandbox.contexts.list(sandbox.id).iter().map(|context| context.pid).collect();
     let executions =
         sandbox.executions.list(None, usize::MAX, |execution| execution.state() == ExecutionState::Running);
+    // a restore starts it anew
+    known.extend(sandbox.started.pid());
     known.extend(executions.iter().map(|execution| execution.describe().pid));
     let others = processes.iter().filter(|process| !known.contains(&process.pid));
     let things = others.flat_map(|ProcessInfo { command, sockets, pid }| {
@@ -295,7 +297,11 @@ async fn restore_held(
     sandbox.set_busy(Some(Busy::Restore));
     // it may have been used meanwhile; from here on it cannot be
     let filled = match check_fresh_now(sandbox) {
-        Ok(()) => unless_gone(sandbox, gone, fill(node, sandbox, &checkpoint)).await,
+        Ok(()) => {
+            // what it has open would be replaced under its hands
+            sandbox.started.stop().await;
+            unless_gone(sandbox, gone, fill(node, sandbox, &checkpoint)).await
+        }
         Err(error) => {
             sandbox.set_busy(None);
             sandbox.let_go(false).await?;
@@ -305,8 +311,10 @@ async fn restore_held(
     sandbox.set_busy(filled.is_err().then_some(Busy::Broken));
     sandbox.let_go(false).await?;
     let filled = filled?;
+    let not_started = unless_gone(sandbox, gone, async { Ok(start_anew(node, sandbox).await) }).await?;
     let restoring = contents::restore(node, sandbox, checkpoint.contents(), restart_commands);
-    let restored = unless_gone(sandbox, gone, async { Ok(restoring.await) }).await?;
+    let mut restored = unless_gone(sandbox, gone, async { Ok(restoring.await) }).await?;
+    restored.lost.extend(not_started);
     Ok(v1::ResumeManifest {
         checkpoint_id: checkpoint.id().to_string(),
         files: filled.entries,
@@ -316,6 +324,15 @@ async fn restore_held(
         lost: restored.lost,
         ..v1::ResumeManifest::default()
     })
+}
+
+/// Starts what the template starts over the files that were restored; what is lost when that fails.
+async fn start_anew(node: &Arc<Shared>, sandbox: &Arc<Sandbox>) -> Option<v1::LostItem> {
+    let command = sandbox.origin.template.start.as_ref()?;
+    let error = start(node, sandbox, command).await.err()?;
+    tracing::warn!(error = chain(&error), "what the template starts did not start over what was restored");
+    let (what, reason) = (command.command.clone(), error.message().to_owned());
+    Some(v1::LostItem { kind: "process".to_owned(), what, reason })
 }
 
 fn check_fresh(sandbox: &Sandbox) -> Result<()> {

@@ -36,7 +36,7 @@ use tokio::{
 use tracing::Instrument;
 
 use crate::{
-    executions::{Driver, Execution, Exit, Job, hung_up},
+    executions::{Driver, Execution, Exit, Job, environment::CWD_DEFAULT, hung_up},
     node::Shared,
     sandbox::Sandbox,
     signals,
@@ -55,7 +55,6 @@ const CONTEXTS_MAX: usize = 16;
 const REMEMBERED_MAX: usize = 1000;
 /// What a caller means who means the default context of a language.
 const DEFAULT: &str = "default";
-const CWD_DEFAULT: &str = "/workspace";
 /// How long an interrupt waits to see whether it did something.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -173,6 +172,7 @@ pub(crate) async fn create(
 ) -> Result<v1::Context> {
     sandbox.usable()?;
     let kernel = validate(&request)?;
+    sandbox.origin.allows(kernel.language)?;
     let cwd = if request.cwd.is_empty() { CWD_DEFAULT.to_owned() } else { request.cwd };
     let wanted = Wanted { kernel, is_default: false, cwd, env: request.env };
     let hash = sandbox.contexts.hash(&wanted);
@@ -263,6 +263,7 @@ pub(crate) async fn warm(node: &Arc<Shared>, sandbox: &Arc<Sandbox>) {
     let mut warming = Vec::new();
     for language in &node.options.warm_contexts {
         match Kernel::find("warm_contexts", language) {
+            Ok(kernel) if !sandbox.origin.may_have(kernel.language) => {}
             Ok(kernel) => match default_context(node, sandbox, kernel, true) {
                 Ok(context) => warming.push(context),
                 Err(error) => tracing::warn!(language, error = chain(&error), "failed to warm a code context"),
@@ -273,7 +274,16 @@ pub(crate) async fn warm(node: &Arc<Shared>, sandbox: &Arc<Sandbox>) {
     for context in warming {
         if let Err(error) = context.until_begun().await {
             let language = context.kernel.language;
-            tracing::warn!(language, error = chain(&error), "failed to warm a code context; going on without");
+            // one that the template has not is not tried in its other sandboxes
+            if error.reason() == reason::LANGUAGE_UNAVAILABLE && !sandbox.origin.lacks(language) {
+                continue;
+            }
+            tracing::warn!(
+                language,
+                template = sandbox.template(),
+                error = chain(&error),
+                "failed to warm a code context; going on without"
+            );
         }
     }
 }
@@ -341,6 +351,7 @@ fn enter(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, execution: &Arc<Execution>,
 fn find(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, job: &Job) -> Result<(Arc<Context>, &'static Kernel)> {
     if job.context_id == DEFAULT {
         let kernel = Kernel::find("language", &job.language)?;
+        sandbox.origin.allows(kernel.language)?;
         return Ok((default_context(node, sandbox, kernel, false)?, kernel));
     }
     let context = sandbox.contexts.get(&job.context_id)?;
@@ -353,6 +364,7 @@ fn find(node: &Arc<Shared>, sandbox: &Arc<Sandbox>, job: &Job) -> Result<(Arc<Co
         let rule = format!("must be {}, as the context's is, or empty", context.kernel.language);
         return Err(Error::invalid("language", rule));
     }
+    sandbox.origin.allows(kernel.language)?;
     Ok((context, kernel))
 }
 

@@ -9,6 +9,7 @@ mod answer;
 pub(crate) mod changes;
 mod controls;
 mod drive;
+pub(crate) mod environment;
 mod execution;
 mod pieces;
 mod query;
@@ -157,11 +158,10 @@ pub(crate) fn execute(
     // what runs on when nobody waits for it is bound by the lease alone
     let seconds = (mode != Mode::Background && !detached).then_some(execution_seconds);
     let bounds = Bounds { mode, seconds };
-    let Plan { what, mut head } =
-        Plan::new(request, (sandbox.id, id), &lease.environment(), &sandbox.template, bounds)?;
+    let Plan { what, mut head } = Plan::new(request, (sandbox.id, id), &sandbox.origin, &lease.environment(), bounds)?;
     head.fingerprint = fingerprint;
     let beginning = Beginning { id, head, stdin: what.stdin(), output_bytes };
-    let execution = match sandbox.executions.begin(beginning, || lease.owned(&sandbox.template))? {
+    let execution = match sandbox.executions.begin(beginning, || lease.owned(&sandbox))? {
         Turn::Later(earlier) => return Ok(Caller::attached(earlier)),
         Turn::First(execution) => execution,
     };

@@ -1,7 +1,8 @@
-//! Keeps the pool full: makes a sandbox whenever one is missing, and backs off while making them fails. And keeps the
-//! journal in its bounds: drops what is past its time.
+//! Keeps the pool full: makes a sandbox whenever one is missing, and backs off from a template while making them of it
+//! fails. And keeps the journal in its bounds: drops what is past its time.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -23,36 +24,40 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// Runs until the node stops. Nothing in it fails; a panic would leave the pool empty, and acquires cold.
 pub(crate) async fn pool_keeper(node: Arc<Shared>) {
     let (outcomes, mut outcome) = mpsc::unbounded_channel();
-    let mut backoff = Backoff::default();
+    let mut backoffs = Backoffs::default();
     loop {
         tokio::select! {
             biased;
             () = node.stop.cancelled() => return,
-            Some(made) = outcome.recv() => backoff.note(made),
-            () = fill(&node, backoff.until, &outcomes) => {}
+            Some((template, made)) = outcome.recv() => backoffs.note(&template, made),
+            () = fill(&node, &backoffs, &outcomes) => {}
         }
     }
 }
 
+/// A template's reference, and what came of making a sandbox of it for the pool.
+type Outcome = (String, Result<(), Error>);
+
 /// Starts to make all that is missing, then waits until more may be.
-async fn fill(node: &Arc<Shared>, not_before: Option<Instant>, outcomes: &mpsc::UnboundedSender<Result<(), Error>>) {
-    if let Some(not_before) = not_before {
-        sleep_until(not_before).await;
-    }
+async fn fill(node: &Arc<Shared>, backoffs: &Backoffs, outcomes: &mpsc::UnboundedSender<Outcome>) {
     loop {
         // the permit comes first: a slot that waits for it would count as being made
         let permit = Arc::clone(&node.creating).acquire_owned().await.expect("the semaphore is never closed");
-        let Some(slot) = node.pool.want() else {
+        let Some((slot, origin)) = node.pool.want(|template| backoffs.allow(template)) else {
             drop(permit);
-            return node.pool.refill.notified().await;
+            return tokio::select! {
+                () = node.pool.refill.notified() => {}
+                () = backoffs.next() => {}
+            };
         };
-        let (_, made) = spawn(node, slot, node.options.default_limits, Purpose::Pool);
+        let template = origin.reference().to_owned();
+        let limits = origin.limits;
+        let (_, made) = spawn(node, slot, origin, limits, Purpose::Pool, permit);
         let outcomes = outcomes.clone();
         node.tasks.spawn(async move {
             let made = made.await;
-            drop(permit);
             // a keeper that is gone needs no word
-            let _ = outcomes.send(made.unwrap_or(Ok(())));
+            let _ = outcomes.send((template, made.unwrap_or(Ok(()))));
         });
     }
 }
@@ -89,34 +94,61 @@ async fn sweep(node: &Shared) {
     let _ = node.list_all_archived(&node.archive.unlisted()).await;
 }
 
+/// The templates of which sandboxes could not be made lately.
 #[derive(Default)]
+struct Backoffs(HashMap<String, Backoff>);
+
 struct Backoff {
-    pause: Option<Duration>,
-    until: Option<Instant>,
-    logged: Option<String>,
+    pause: Duration,
+    until: Instant,
+    logged: String,
 }
 
-impl Backoff {
+impl Backoffs {
+    /// Whether a sandbox of a template may be made now.
+    fn allow(&self, template: &str) -> bool {
+        self.0.get(template).is_none_or(|backoff| backoff.until <= Instant::now())
+    }
+
+    /// Resolves when one may be made that may not be now.
+    async fn next(&self) {
+        let now = Instant::now();
+        match self.0.values().map(|backoff| backoff.until).filter(|until| *until > now).min() {
+            Some(until) => sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Logs a failure once for as long as it stays the same.
-    fn note(&mut self, made: Result<(), Error>) {
+    fn note(&mut self, template: &str, made: Result<(), Error>) {
         let Err(error) = made else {
-            if self.logged.take().is_some() {
-                tracing::info!("sandboxes for the pool can be made again");
+            if self.0.remove(template).is_some() {
+                tracing::info!(template, "sandboxes for the pool can be made again");
             }
-            self.pause = None;
-            self.until = None;
             return;
         };
-        // several that were being made at once fail for one reason: the pause grows once for all of them
-        if self.until.is_none_or(|until| until <= Instant::now()) {
-            let pause = self.pause.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LAST_PAUSE));
-            self.pause = Some(pause);
-            self.until = Some(Instant::now() + pause);
-        }
+        let now = Instant::now();
+        // those of templates that are gone are of no use any more
+        self.0.retain(|_, backoff| now < backoff.until + LAST_PAUSE * 2);
         let text = chain(&error);
-        if self.logged.as_ref() != Some(&text) {
-            tracing::warn!(error = text, "failed to make a sandbox for the pool; trying again with growing pauses");
-            self.logged = Some(text);
+        let is_news = match self.0.get_mut(template) {
+            Some(backoff) => {
+                // several that were being made at once fail for one reason: the pause grows once for all of them
+                if backoff.until <= now {
+                    backoff.pause = (backoff.pause * 2).min(LAST_PAUSE);
+                    backoff.until = now + backoff.pause;
+                }
+                std::mem::replace(&mut backoff.logged, text.clone()) != text
+            }
+            None => {
+                let (until, logged) = (now + FIRST_PAUSE, text.clone());
+                self.0.insert(template.to_owned(), Backoff { pause: FIRST_PAUSE, until, logged });
+                true
+            }
+        };
+        if is_news {
+            let error = text;
+            tracing::warn!(template, error, "failed to make a sandbox for the pool; trying again with growing pauses");
         }
     }
 }

@@ -203,6 +203,12 @@ mod tests {
     }
 
     #[test]
+    fn templates_may_list_each_language_and_no_other() {
+        let names: Vec<_> = LANGUAGES.iter().map(|language| language.name).collect();
+        assert_eq!(names, cloud_sandbox_model::template::LANGUAGES);
+    }
+
+    #[test]
     fn current_folder_is_searched_before_what_the_caller_gave() {
         let python = Language::find("python").unwrap();
         let mut env = HashMap::new();

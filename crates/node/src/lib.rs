@@ -30,9 +30,11 @@ mod options;
 mod own_addresses;
 mod pool;
 mod report;
+mod runtimes;
 mod sandbox;
 mod service;
 mod signals;
+mod templates;
 mod walls;
 
 #[cfg(test)]
@@ -40,9 +42,10 @@ mod tests;
 
 pub use node::Node;
 pub use options::{
-    AGENT_DEADLINE, CREATE_PARALLELISM, DIRECTORY_DEADLINE, JOURNAL_EXECUTION_BYTES, JOURNAL_RETENTION,
+    AGENT_DEADLINE, CREATE_PARALLELISM, DIRECTORY_DEADLINE, IMAGE, JOURNAL_EXECUTION_BYTES, JOURNAL_RETENTION,
     JOURNAL_SWEEP_INTERVAL, JOURNAL_TOTAL_BYTES, JournalOptions, KILL_GRACE, Options, POOL_MAX, POOL_MIN,
     RELEASE_PATIENCE, REPORT_INTERVAL,
 };
+pub use runtimes::Runtimes;
 pub use service::{ContextService, ExecService, FileService, NodeService};
 pub use walls::try_walls;

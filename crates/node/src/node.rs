@@ -22,7 +22,6 @@ use cloud_sandbox_proto::{
         file_service_server::FileServiceServer,
     },
 };
-use cloud_sandbox_runtime::Runtime;
 use cloud_sandbox_storage::{Directory, WorkspaceStore};
 use tokio::{
     sync::Semaphore,
@@ -40,15 +39,18 @@ use crate::{
     own_addresses::OwnAddresses,
     pool::Pool,
     report::reporter,
+    runtimes::Runtimes,
     sandbox::{EndCause, Sandbox},
     service::{ContextService, ExecService, FileService, NodeService},
+    templates::Templates,
     walls::Secrets,
 };
 
 /// What the tasks of a node share.
 pub(crate) struct Shared {
     pub(crate) options: Options,
-    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) runtimes: Runtimes,
+    pub(crate) templates: Templates,
     pub(crate) directory: Arc<dyn Directory>,
     /// where checkpoints lie
     pub(crate) workspaces: Arc<dyn WorkspaceStore>,
@@ -246,13 +248,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Destroys what an earlier process left behind, then starts to fill the pool and to report.
+    /// Destroys what an earlier process left behind, prepares the built-in templates, then starts to fill the pool and to
+    /// report. A runtime that is not there now is waited for in the background.
     ///
     /// # Errors
-    /// When the options contradict themselves, leftovers cannot be looked for, or the journal cannot be opened.
+    /// When the options contradict themselves, or the journal cannot be opened.
     pub async fn start(
         options: Options,
-        runtime: Arc<dyn Runtime>,
+        runtimes: Runtimes,
         directory: Arc<dyn Directory>,
         workspaces: Arc<dyn WorkspaceStore>,
     ) -> Result<Self> {
@@ -267,8 +270,9 @@ impl Node {
             secrets: Secrets::of_host(&options.journal.dir),
             pool: Pool::new(options.pool_min, options.pool_max),
             creating: Arc::new(Semaphore::new(options.create_parallelism)),
+            templates: Templates::new(&options.default_template),
             options,
-            runtime,
+            runtimes,
             directory,
             workspaces,
             checkpointing: Semaphore::new(checkpoints::AT_ONCE),
@@ -282,11 +286,11 @@ impl Node {
         });
         // in this order, so that what can still be asked for is never missing from the directory
         shared.take_up(&left).await;
-        reclaim(&shared).await?;
+        Templates::begin(&shared).await;
         shared.tasks.spawn(journal_keeper(Arc::clone(&shared)));
         shared.tasks.spawn(pool_keeper(Arc::clone(&shared)));
         shared.tasks.spawn(reporter(Arc::clone(&shared)));
-        tracing::info!(node_id = %shared.options.id, runtime = shared.runtime.name(), "node started");
+        tracing::info!(node_id = %shared.options.id, runtimes = ?shared.runtimes.families(), "node started");
         Ok(Self { shared })
     }
 
@@ -362,19 +366,4 @@ impl Node {
     pub(crate) fn counts(&self) -> crate::pool::Counts {
         self.shared.pool.counts()
     }
-}
-
-async fn reclaim(node: &Shared) -> Result<()> {
-    let reclaimed = node.runtime.reclaim().await;
-    let reclaimed = reclaimed.map_err(|error| Error::internal("reclaim leftover sandboxes", error))?;
-    let mut answered = Answered::Yes;
-    for id in &reclaimed {
-        tracing::warn!(sandbox_id = %id, "destroyed a sandbox that an earlier process left behind");
-        if answered == Answered::Yes && node.archive.get(*id).is_none() {
-            // what it keeps, it keeps until the lease ends
-            answered = node.unlist(*id).await;
-        }
-    }
-    metrics::counter!("cloud_sandbox_reclaimed_total").increment(reclaimed.len() as u64);
-    Ok(())
 }

@@ -5,8 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use cloud_sandbox_model::{
     Limits, NodeId,
     error::{Error, Result},
+    template::HOST,
 };
 
+/// The image of the built-in template of the Docker runtime, unless the settings name another.
+pub const IMAGE: &str = "python:3.11-slim";
 /// Warm sandboxes to keep ready: enough for a small burst, cheap enough for a laptop.
 pub const POOL_MIN: usize = 5;
 /// Sandboxes that may exist at once.
@@ -78,11 +81,15 @@ pub struct Options {
     pub id: NodeId,
     /// where `node.v1` is served, for the directory
     pub address: String,
+    /// the template of a sandbox that names none
+    pub default_template: String,
+    /// the image of the built-in template of the Docker runtime
+    pub image: String,
     /// languages whose default code contexts are started in every sandbox of the pool before it counts as ready
     pub warm_contexts: Vec<String>,
     /// what is kept of executions
     pub journal: JournalOptions,
-    /// warm sandboxes to keep ready
+    /// warm sandboxes of the default template to keep ready
     pub pool_min: usize,
     /// sandboxes that may exist at once, in whatever state
     pub pool_max: usize,
@@ -111,6 +118,8 @@ impl Options {
         Self {
             id,
             address: address.into(),
+            default_template: HOST.to_owned(),
+            image: IMAGE.to_owned(),
             warm_contexts: Vec::new(),
             journal: JournalOptions::new(journal_dir),
             pool_min: POOL_MIN,

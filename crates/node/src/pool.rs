@@ -4,17 +4,20 @@
 //! slots never exceed `max`. A sandbox leaves the pool once, to whoever holds its [`Taken`].
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cloud_sandbox_model::{
-    SandboxId, SandboxState,
+    SandboxState,
     error::{Error, ErrorKind, Result, reason},
 };
 use tokio::sync::{Notify, oneshot};
 
-use crate::sandbox::Sandbox;
+use crate::{
+    sandbox::{EndCause, Sandbox},
+    templates::Origin,
+};
 
 /// Sandboxes by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,24 +59,34 @@ pub(crate) const fn word(state: SandboxState) -> &'static str {
 #[derive(Default)]
 struct State {
     counts: Counts,
-    ready: VecDeque<Arc<Sandbox>>,
-    /// being made for the pool
-    filling: usize,
-    /// callers that will get the next ones made for the pool
-    waiters: VecDeque<oneshot::Sender<Taken>>,
-    /// slots promised to callers whose victim is being destroyed
+    /// by the references of templates
+    shelves: BTreeMap<String, Shelf>,
+    /// slots that victims will free, promised to whoever had them destroyed
     promised: usize,
     closed: bool,
 }
 
-/// The census and the warm sandboxes of the one template there is.
+/// The warm sandboxes of one template.
+struct Shelf {
+    origin: Arc<Origin>,
+    /// how many there are to be
+    warm: usize,
+    ready: VecDeque<Arc<Sandbox>>,
+    /// being made for the pool
+    filling: usize,
+    /// callers who will be given what is being made
+    waiters: VecDeque<oneshot::Sender<Taken>>,
+}
+
+/// The census of a node, and its warm sandboxes.
 pub(crate) struct Pool {
     state: Mutex<State>,
-    min: usize,
+    /// warm sandboxes of the default template
+    pub(crate) min: usize,
     max: usize,
     /// the pool may want more
     pub(crate) refill: Notify,
-    /// the counts are others now
+    /// the counts, or what is told of templates, are others now
     pub(crate) changed: Notify,
 }
 
@@ -91,26 +104,69 @@ pub(crate) enum Way {
     Full,
 }
 
+impl Shelf {
+    fn new(origin: &Arc<Origin>) -> Self {
+        Self { origin: Arc::clone(origin), warm: 0, ready: VecDeque::new(), filling: 0, waiters: VecDeque::new() }
+    }
+
+    fn wanted(&self) -> usize {
+        self.warm + self.waiters.len()
+    }
+
+    fn has(&self) -> usize {
+        self.ready.len() + self.filling
+    }
+
+    /// Whether its template comes before another's: the one that has the smaller part of what it is to have.
+    fn is_emptier_than(&self, other: &Self) -> bool {
+        self.has() * other.wanted() < other.has() * self.wanted()
+    }
+
+    /// Ends what is warm; what is being made ends when it is made.
+    fn retire(self) {
+        self.origin.retired.cancel();
+        for sandbox in self.ready {
+            sandbox.end(EndCause::Retired);
+        }
+    }
+}
+
+impl State {
+    fn shelf(&mut self, origin: &Arc<Origin>) -> Option<&mut Shelf> {
+        let shelf = self.shelves.get_mut(origin.reference());
+        shelf.filter(|shelf| Arc::ptr_eq(&shelf.origin, origin))
+    }
+
+    /// A warm sandbox that has to make room for one of `origin`: of another template as long as there is one, of the one
+    /// that has most.
+    fn victim(&mut self, origin: &Arc<Origin>) -> Option<Arc<Sandbox>> {
+        let others = self.shelves.iter_mut().filter(|(reference, _)| *reference != origin.reference());
+        let fullest = others.map(|(_, shelf)| shelf).max_by_key(|shelf| shelf.ready.len());
+        let victim = fullest.and_then(|shelf| shelf.ready.pop_front());
+        victim.or_else(|| self.shelves.get_mut(origin.reference())?.ready.pop_front())
+    }
+}
+
 impl Pool {
     pub(crate) fn new(min: usize, max: usize) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), min, max, refill: Notify::new(), changed: Notify::new() })
     }
 
     /// Finds a way for a caller; `warm_fits` says whether a warm sandbox can be what it wants.
-    pub(crate) fn choose(self: &Arc<Self>, warm_fits: bool) -> Way {
+    pub(crate) fn choose(self: &Arc<Self>, origin: &Arc<Origin>, warm_fits: bool) -> Way {
         let mut state = self.state();
         if state.closed {
             return Way::Full;
         }
-        if warm_fits {
-            if let Some(sandbox) = state.ready.pop_front() {
+        if let Some(shelf) = state.shelf(origin).filter(|_| warm_fits) {
+            if let Some(sandbox) = shelf.ready.pop_front() {
                 self.refill.notify_one();
                 return Way::Warm(Taken::new(sandbox));
             }
-            state.waiters.retain(|waiter| !waiter.is_closed());
-            if state.filling > state.waiters.len() {
+            shelf.waiters.retain(|waiter| !waiter.is_closed());
+            if shelf.filling > shelf.waiters.len() {
                 let (sender, receiver) = oneshot::channel();
-                state.waiters.push_back(sender);
+                shelf.waiters.push_back(sender);
                 self.refill.notify_one();
                 return Way::Wait(receiver);
             }
@@ -118,7 +174,7 @@ impl Pool {
         if let Some(slot) = self.reserve(&mut state) {
             return Way::Create(slot);
         }
-        match state.ready.pop_front() {
+        match state.victim(origin) {
             Some(victim) => {
                 state.promised += 1;
                 Way::Evict(Taken::new(victim), Promise(Arc::clone(self)))
@@ -127,52 +183,96 @@ impl Pool {
         }
     }
 
-    /// A slot for the pool's own next sandbox, if it wants one. [`Pool::offer`] or [`Pool::fill_failed`] must follow.
-    pub(crate) fn want(self: &Arc<Self>) -> Option<Slot> {
+    /// A slot for the pool's own next sandbox, if it wants one of a template that `may` have one now, and what that is made
+    /// from. [`Pool::offer`] or [`Pool::fill_failed`] must follow.
+    pub(crate) fn want(self: &Arc<Self>, may: impl Fn(&str) -> bool) -> Option<(Slot, Arc<Origin>)> {
         let mut state = self.state();
-        state.waiters.retain(|waiter| !waiter.is_closed());
-        let enough = state.ready.len() + state.filling >= self.min + state.waiters.len();
-        if state.closed || enough {
+        if state.closed {
             return None;
         }
+        for shelf in state.shelves.values_mut() {
+            shelf.waiters.retain(|waiter| !waiter.is_closed());
+        }
+        let lacking = state.shelves.iter().filter(|(reference, shelf)| shelf.has() < shelf.wanted() && may(reference));
+        let emptiest =
+            lacking.map(|(_, shelf)| shelf).reduce(|one, other| if other.is_emptier_than(one) { other } else { one });
+        let origin = Arc::clone(&emptiest?.origin);
         let slot = self.reserve(&mut state)?;
-        state.filling += 1;
-        Some(slot)
+        if let Some(shelf) = state.shelf(&origin) {
+            shelf.filling += 1;
+        }
+        Some((slot, origin))
     }
 
-    /// Takes a sandbox that was made for the pool.
+    /// Takes a sandbox that was made for the pool. One that nobody wants any more ends.
     pub(crate) fn offer(&self, sandbox: &Arc<Sandbox>) {
         let mut state = self.state();
-        state.filling -= 1;
+        let Some(shelf) = state.shelf(&sandbox.origin) else { return sandbox.end(EndCause::Retired) };
+        shelf.filling -= 1;
         let mut taken = Taken::new(Arc::clone(sandbox));
-        while let Some(waiter) = state.waiters.pop_front() {
+        while let Some(waiter) = shelf.waiters.pop_front() {
             match waiter.send(taken) {
                 Ok(()) => return,
                 Err(back) => taken = back,
             }
         }
-        state.ready.push_back(taken.keep());
+        shelf.ready.push_back(taken.keep());
     }
 
     /// One that was made for the pool came to nothing. Waiters beyond what is still being made find another way.
-    pub(crate) fn fill_failed(&self) {
+    pub(crate) fn fill_failed(&self, origin: &Arc<Origin>) {
         let mut state = self.state();
-        state.filling -= 1;
-        let filling = state.filling;
-        state.waiters.truncate(filling);
+        let Some(shelf) = state.shelf(origin) else { return };
+        shelf.filling -= 1;
+        shelf.waiters.truncate(shelf.filling);
     }
 
     /// Removes a sandbox that has ended by itself.
-    pub(crate) fn forget(&self, id: SandboxId) {
-        self.state().ready.retain(|sandbox| sandbox.id != id);
+    pub(crate) fn forget(&self, sandbox: &Sandbox) {
+        if let Some(shelf) = self.state().shelf(&sandbox.origin) {
+            shelf.ready.retain(|ready| ready.id != sandbox.id);
+        }
         self.refill.notify_one();
+    }
+
+    /// Keeps so many warm sandboxes of a template. What there is of an earlier one by its reference ends.
+    pub(crate) fn stock(&self, origin: &Arc<Origin>, warm: usize) {
+        let mut state = self.state();
+        if state.shelf(origin).is_none()
+            && let Some(old) = state.shelves.insert(origin.reference().to_owned(), Shelf::new(origin))
+        {
+            old.retire();
+        }
+        if let Some(shelf) = state.shelf(origin).filter(|shelf| shelf.warm != warm) {
+            shelf.warm = warm;
+            for surplus in shelf.ready.drain(warm.min(shelf.ready.len())..) {
+                surplus.end(EndCause::Retired);
+            }
+        }
+        self.refill.notify_one();
+    }
+
+    /// Makes no more of a template for now; what there is stays.
+    pub(crate) fn rest(&self, reference: &str) {
+        if let Some(shelf) = self.state().shelves.get_mut(reference) {
+            shelf.warm = 0;
+        }
+    }
+
+    /// Ends what is warm of a template, and makes no more.
+    pub(crate) fn clear(&self, reference: &str) {
+        if let Some(shelf) = self.state().shelves.remove(reference) {
+            shelf.retire();
+        }
     }
 
     /// Gives and makes nothing any more.
     pub(crate) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
-        state.waiters.clear();
+        for shelf in state.shelves.values_mut() {
+            shelf.waiters.clear();
+        }
     }
 
     pub(crate) fn counts(&self) -> Counts {

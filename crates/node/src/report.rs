@@ -3,14 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use cloud_sandbox_model::error::chain;
-use cloud_sandbox_runtime::HOST_TEMPLATE;
-use cloud_sandbox_storage::NodeEntry;
+use cloud_sandbox_storage::{NodeEntry, NodeTemplate, TemplateState};
 use tokio::time::{sleep, timeout};
 
 use crate::node::Shared;
 
 /// Changes come in bursts; one report for all of them is enough, and the node's own word counts in the end.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often it is told how far the preparing of templates has come.
+const PROGRESS: Duration = Duration::from_millis(500);
 /// Reports that may be lost before the node counts as dead.
 const REPORTS_PER_TTL: u32 = 3;
 
@@ -20,13 +21,14 @@ const LOW_PART: u64 = 20;
 
 /// Runs until the node stops. A report that fails is made up for by the next.
 pub(crate) async fn reporter(node: Arc<Shared>) {
-    let interval = node.options.report_interval;
     let mut failing = false;
     loop {
-        failing = report(&node, failing).await;
+        let entry = entry(&node);
+        failing = report(&node, &entry, failing).await;
         tokio::select! {
             () = node.stop.cancelled() => return,
-            () = sleep(interval) => continue,
+            () = sleep(node.options.report_interval) => continue,
+            () = progress(&node, &entry.templates) => continue,
             () = node.pool.changed.notified() => {}
         }
         tokio::select! {
@@ -36,10 +38,23 @@ pub(crate) async fn reporter(node: Arc<Shared>) {
     }
 }
 
-async fn report(node: &Shared, was_failing: bool) -> bool {
+/// Resolves when a template that is being prepared has come further than what was reported.
+async fn progress(node: &Shared, reported: &[NodeTemplate]) {
+    // one that begins to be prepared is a change, of which a report tells
+    if reported.iter().all(|template| template.state != TemplateState::Preparing) {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(PROGRESS).await;
+        if node.templates.report() != reported {
+            return;
+        }
+    }
+}
+
+async fn report(node: &Shared, entry: &NodeEntry, was_failing: bool) -> bool {
     let ttl = node.options.report_interval * REPORTS_PER_TTL;
-    let entry = entry(node);
-    let error = match timeout(node.options.directory_deadline, node.directory.put_node(&entry, ttl)).await {
+    let error = match timeout(node.options.directory_deadline, node.directory.put_node(entry, ttl)).await {
         Ok(Ok(())) => {
             if was_failing {
                 tracing::info!("node is reported to the directory again");
@@ -61,7 +76,7 @@ fn entry(node: &Shared) -> NodeEntry {
     NodeEntry {
         id: node.options.id,
         address: node.options.address.clone(),
-        templates: vec![HOST_TEMPLATE.to_owned()],
+        templates: node.templates.report(),
         ready: number(counts.ready),
         acquired: number(counts.acquired + counts.paused),
         paused: number(counts.paused),

@@ -3,19 +3,23 @@
 //! Requests go into the owner's mailbox; what the sandbox is doing is read off a watch that the owner alone writes.
 
 mod activity;
+mod create;
+mod ends;
+mod finish;
 mod lease;
 mod network;
+mod outside;
 mod owner;
+mod start;
 
 use std::{
-    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use cloud_sandbox_egress::Egress;
 use cloud_sandbox_model::{
-    Limits, SandboxId, SandboxState,
+    SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, reason},
     network::NetworkPolicy,
 };
@@ -23,74 +27,26 @@ use cloud_sandbox_proto::{
     agent::v1::{CheckRequest, CheckResponse},
     v1,
 };
-use cloud_sandbox_runtime::{Runtime, RuntimeError};
+use cloud_sandbox_runtime::RuntimeError;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{agent::Agent, archive::gone, contexts::Contexts, executions::Executions, options::Options};
+use crate::{
+    agent::Agent, archive::gone, contexts::Contexts, executions::Executions, options::Options, templates::Origin,
+};
 
 pub(crate) use activity::{Activity, InUse};
+pub(crate) use create::{Purpose, spawn};
+pub(crate) use ends::EndCause;
 pub(crate) use lease::{ClaimKey, Lease};
-pub(crate) use owner::{Purpose, spawn};
+pub(crate) use start::{Started, start};
 
 /// How long an agent may take to say how full its disk is. It answers within a millisecond, unless its sandbox leaves it no
 /// CPU: then nobody waits for it.
 const CHECK_PATIENCE: Duration = Duration::from_millis(500);
-
-/// Why a sandbox ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EndCause {
-    Released,
-    /// released, to go on later from a checkpoint
-    Paused,
-    LeaseEnded,
-    AgentEnded,
-    /// the kernel killed its agent for the memory limit
-    OutOfMemory,
-    Shutdown,
-    /// it could not be made, or not be made what the caller wanted
-    Failed,
-    /// it had to make room for one of another shape
-    Evicted,
-    /// its caller hung up before it was told of it
-    Abandoned,
-}
-
-impl EndCause {
-    /// The word in metrics.
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Released => "released",
-            Self::Paused => "paused",
-            Self::LeaseEnded => "lease",
-            Self::AgentEnded => "agent",
-            Self::OutOfMemory => "oom_killed",
-            Self::Shutdown => "shutdown",
-            Self::Failed => "failed",
-            Self::Evicted => "evicted",
-            Self::Abandoned => "abandoned",
-        }
-    }
-}
-
-impl fmt::Display for EndCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Released => "it was released",
-            Self::Paused => "its session was paused",
-            Self::LeaseEnded => "its lease ended",
-            Self::AgentEnded => "its agent ended",
-            Self::OutOfMemory => "the kernel ended it at its memory limit",
-            Self::Shutdown => "its node shut down",
-            Self::Failed => "it failed",
-            Self::Evicted => "it made room for another",
-            Self::Abandoned => "its caller hung up",
-        })
-    }
-}
 
 /// What a sandbox is doing, as its owner last said.
 #[derive(Debug, Clone)]
@@ -98,6 +54,8 @@ pub(crate) struct View {
     pub(crate) state: SandboxState,
     pub(crate) lease: Option<Arc<Lease>>,
     pub(crate) end: Option<EndCause>,
+    /// it was somebody from outside who paused it
+    pub(crate) paused_from_outside: bool,
 }
 
 type Reply<T> = oneshot::Sender<Result<T>>;
@@ -161,7 +119,10 @@ impl Busy {
 /// The handle.
 pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
-    pub(crate) template: String,
+    /// what it was made from, and what made it
+    pub(crate) origin: Arc<Origin>,
+    /// the process of its template's start command
+    pub(crate) started: Started,
     pub(crate) agent: Agent,
     pub(crate) executions: Arc<Executions>,
     pub(crate) contexts: Contexts,
@@ -170,7 +131,6 @@ pub(crate) struct Sandbox {
     /// cancelled when nothing of it is left
     pub(crate) finished: CancellationToken,
     egress: Egress,
-    runtime: Arc<dyn Runtime>,
     mailbox: mpsc::UnboundedSender<Command>,
     view: watch::Receiver<View>,
     hits: Mutex<Hits>,
@@ -178,6 +138,11 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
+    /// The reference of its template.
+    pub(crate) fn template(&self) -> &str {
+        self.origin.reference()
+    }
+
     pub(crate) fn view(&self) -> View {
         self.view.borrow().clone()
     }
@@ -191,10 +156,11 @@ impl Sandbox {
                 Some(busy) => Err(busy.error(self.id)),
             },
             (SandboxState::Paused, Some(_)) => {
-                let message = format!("sandbox {} is paused; resume it first", self.id);
+                let how = if view.paused_from_outside { "was paused from outside" } else { "is paused" };
+                let message = format!("sandbox {} {how}; resume it first", self.id);
                 Err(Error::new(ErrorKind::FailedPrecondition, reason::SANDBOX_PAUSED, message))
             }
-            (SandboxState::Terminating, Some(_)) => Err(self.gone(view.end).before_it_began()),
+            (SandboxState::Terminating, Some(_)) => Err(self.gone(view.end.as_ref()).before_it_began()),
             _ => Err(Error::sandbox_not_found(self.id)),
         }
     }
@@ -206,7 +172,7 @@ impl Sandbox {
 
     pub(crate) fn describe_view(&self, view: &View, options: &Options) -> Result<v1::Sandbox> {
         match &view.lease {
-            Some(_) if view.end.is_some() => Err(self.gone(view.end)),
+            Some(_) if view.end.is_some() => Err(self.gone(view.end.as_ref())),
             Some(lease) => Ok(lease.describe(self, view.state, options)),
             None => Err(Error::sandbox_not_found(self.id)),
         }
@@ -214,18 +180,18 @@ impl Sandbox {
 
     /// Why calls to the sandbox are refused once it is over.
     pub(crate) fn gone_error(&self) -> Error {
-        let end = self.view.borrow().end;
-        self.gone(end)
+        let end = self.view.borrow().end.clone();
+        self.gone(end.as_ref())
     }
 
     /// Why calls that were under way end with the sandbox.
     pub(crate) fn ending_error(&self) -> Error {
-        let end = self.view.borrow().end;
-        let error = self.gone(end);
+        let end = self.view.borrow().end.clone();
+        let error = self.gone(end.as_ref());
         if end == Some(EndCause::LeaseEnded) { error.with_reason(reason::LEASE_ENDED) } else { error }
     }
 
-    fn gone(&self, end: Option<EndCause>) -> Error {
+    fn gone(&self, end: Option<&EndCause>) -> Error {
         match end {
             Some(cause) => gone(self.id, cause.label(), &cause.to_string()),
             None => gone(self.id, "unknown", "its owner ended"),
@@ -307,7 +273,7 @@ impl Sandbox {
 
     /// Looks how often they have been now; what was last known where the host cannot tell.
     pub(crate) async fn hits(&self) -> Hits {
-        let usage = self.runtime.usage(self.id).await.unwrap_or_default();
+        let usage = self.origin.runtime.usage(self.id).await.unwrap_or_default();
         let mut hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
         hits.oom_kills = hits.oom_kills.max(usage.oom_kills.unwrap_or_default());
         hits.pids_refused = hits.pids_refused.max(usage.pids_refused.unwrap_or_default());
@@ -321,7 +287,7 @@ impl Sandbox {
 
     /// What the sandbox uses. What the host, or an agent that has no time, cannot tell is left out.
     pub(crate) async fn usage(&self) -> v1::SandboxUsage {
-        let usage = self.runtime.usage(self.id).await.unwrap_or_default();
+        let usage = self.origin.runtime.usage(self.id).await.unwrap_or_default();
         let traffic = self.egress.traffic();
         // the agent of one that is paused stands still
         let stands = self.view.borrow().state == SandboxState::Paused;
@@ -364,8 +330,11 @@ pub(crate) fn hit(limit: &'static str) {
 /// What a caller is told of a runtime's failure.
 pub(crate) fn runtime_error(error: RuntimeError) -> Error {
     match error {
-        RuntimeError::UnknownTemplate(_) => {
-            Error::new(ErrorKind::NotFound, reason::TEMPLATE_NOT_FOUND, error.to_string())
+        RuntimeError::Template { .. } => {
+            Error::new(ErrorKind::FailedPrecondition, reason::TEMPLATE_FAILED, error.to_string())
+        }
+        RuntimeError::Unavailable(_) => {
+            Error::new(ErrorKind::Unavailable, reason::RUNTIME_UNAVAILABLE, error.to_string())
         }
         RuntimeError::Gone(_) => Error::new(ErrorKind::NotFound, reason::SANDBOX_GONE, error.to_string()),
         RuntimeError::Unsupported(_) => {
@@ -373,19 +342,5 @@ pub(crate) fn runtime_error(error: RuntimeError) -> Error {
         }
         RuntimeError::Exhausted(_) => Error::new(ErrorKind::ResourceExhausted, reason::CAPACITY, error.to_string()),
         RuntimeError::Host { ref operation, .. } => Error::internal(&operation.clone(), error),
-    }
-}
-
-/// The contract's limits as ours.
-pub(crate) fn limits_of(message: v1::ResourceLimits) -> Limits {
-    Limits {
-        memory_bytes: message.memory_bytes,
-        cpu_millis: message.cpu_millis,
-        pids: message.pids,
-        disk_bytes: message.disk_bytes,
-        open_files: message.open_files,
-        output_bytes: message.output_bytes,
-        execution_seconds: message.execution_seconds,
-        cpu_weight: message.cpu_weight,
     }
 }

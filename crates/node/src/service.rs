@@ -6,9 +6,13 @@ mod context;
 mod exec;
 mod file;
 
-use std::{pin::Pin, sync::Arc};
+use std::{collections::HashSet, pin::Pin, sync::Arc};
 
-use cloud_sandbox_model::{SandboxId, error::Result, input::Violations};
+use cloud_sandbox_model::{
+    SandboxId, Template,
+    error::{Error, Result},
+    input::Violations,
+};
 use cloud_sandbox_proto::{
     node::v1::{
         self as node,
@@ -16,7 +20,7 @@ use cloud_sandbox_proto::{
     },
     v1,
 };
-use cloud_sandbox_rpc::{network_policy, to_status, upstream::MESSAGE_MAX};
+use cloud_sandbox_rpc::{network_policy, template, to_status, upstream::MESSAGE_MAX};
 use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::{field, instrument};
@@ -25,6 +29,7 @@ use crate::{
     acquire, checkpoints,
     node::Shared,
     sandbox::{Busy, Sandbox},
+    templates::Templates,
 };
 
 pub(crate) use addressed::{Addressed, addressed};
@@ -45,6 +50,23 @@ pub(crate) fn sandbox_id(id: &str) -> Result<SandboxId> {
     let id: SandboxId = id.parse()?;
     tracing::Span::current().record("sandbox_id", field::display(id));
     Ok(id)
+}
+
+/// The templates of a list, each with a reference of its own.
+fn templates(messages: Vec<v1::Template>) -> Result<Vec<Template>> {
+    let mut violations = Violations::default();
+    let mut seen = HashSet::new();
+    let read = messages.into_iter().enumerate().filter_map(|(index, message)| {
+        let field = format!("templates[{index}]");
+        let template =
+            violations.take(template::read(message).map_err(|error| Error::invalid(&field, error.message())))?;
+        violations.check(template.version > 0, &format!("{field}.version"), "must be at least 1");
+        violations.check(seen.insert(template.reference()), &field, "must not be listed twice");
+        Some(template)
+    });
+    let read = read.collect();
+    violations.finish()?;
+    Ok(read)
 }
 
 /// The `NodeService` of `cloud_sandbox.node.v1`, cheap to clone.
@@ -183,5 +205,13 @@ impl node_service_server::NodeService for NodeService {
         request: Request<node::RestoreSandboxRequest>,
     ) -> Answer<node::RestoreSandboxResponse> {
         checkpoints::restore(&self.node, request.into_inner()).await.map(Response::new).map_err(to_status)
+    }
+
+    #[instrument(skip_all)]
+    async fn set_templates(&self, request: Request<node::SetTemplatesRequest>) -> Answer<node::SetTemplatesResponse> {
+        let request = request.into_inner();
+        let templates = templates(request.templates).map_err(to_status)?;
+        Templates::set(&self.node, request.revision, templates);
+        Ok(Response::new(node::SetTemplatesResponse {}))
     }
 }

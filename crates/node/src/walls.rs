@@ -7,7 +7,7 @@ use cloud_sandbox_model::{
     error::{Error, Result},
 };
 use cloud_sandbox_proto::agent::v1::{ProveWallsRequest, WallProof};
-use cloud_sandbox_runtime::{HOST_TEMPLATE, Runtime, SandboxSpec, walls::PROVED};
+use cloud_sandbox_runtime::{Prepared, Runtime, SandboxSpec, walls::PROVED};
 use tokio::time::timeout;
 
 use crate::{
@@ -38,7 +38,13 @@ impl Secrets {
 
 /// Has the agent of a node's fresh sandbox try every wall that the runtime says is there. One that does not hold is an error.
 pub(crate) async fn prove(node: &Shared, sandbox: &Sandbox) -> Result<()> {
-    let tried = tried(&*node.runtime, &sandbox.agent, &node.secrets, node.options.agent_deadline);
+    let tried = tried(
+        &sandbox.origin.runtime,
+        &sandbox.origin.prepared,
+        &sandbox.agent,
+        &node.secrets,
+        node.options.agent_deadline,
+    );
     let breaches = tried.await?;
     for (wall, detail) in &breaches {
         metrics::counter!("cloud_sandbox_wall_breaches_total", "wall" => *wall).increment(1);
@@ -51,18 +57,22 @@ pub(crate) async fn prove(node: &Shared, sandbox: &Sandbox) -> Result<()> {
     Err(unproven(format!("walls that do not hold: {}", walls.join(", "))))
 }
 
-/// Makes a sandbox of a runtime, tries its walls from inside, and destroys it. The walls that do not hold although the
+/// Makes a sandbox of a template on a runtime, tries its walls from inside, and destroys it. The walls that do not hold although the
 /// runtime says that they are there, and what got through. `path` is one of the host's.
 ///
 /// # Errors
 /// When no sandbox can be made, or its agent does not answer.
-pub async fn try_walls(runtime: Arc<dyn Runtime>, path: &Path) -> Result<Vec<(&'static str, String)>> {
+pub async fn try_walls(
+    runtime: Arc<dyn Runtime>,
+    template: &Prepared,
+    path: &Path,
+) -> Result<Vec<(&'static str, String)>> {
     let id = SandboxId::generate();
-    let spec = SandboxSpec { template: HOST_TEMPLATE.to_owned(), limits: Limits::DEFAULT };
+    let spec = SandboxSpec { template: template.clone(), limits: Limits::DEFAULT };
     runtime.create(id, &spec).await.map_err(runtime_error)?;
     let agent = Agent::new(Arc::clone(&runtime), id);
     let found = match agent.wait_ready(AGENT_DEADLINE).await {
-        Ok(()) => tried(&*runtime, &agent, &Secrets::of_host(path), AGENT_DEADLINE).await,
+        Ok(()) => tried(&runtime, template, &agent, &Secrets::of_host(path), AGENT_DEADLINE).await,
         Err(error) => Err(error),
     };
     runtime.destroy(id).await.map_err(runtime_error)?;
@@ -71,7 +81,8 @@ pub async fn try_walls(runtime: Arc<dyn Runtime>, path: &Path) -> Result<Vec<(&'
 
 /// What got through, by wall.
 async fn tried(
-    runtime: &dyn Runtime,
+    runtime: &Arc<dyn Runtime>,
+    template: &Prepared,
     agent: &Agent,
     secrets: &Secrets,
     within: Duration,
@@ -86,7 +97,7 @@ async fn tried(
     let answer = timeout(within, agent.prove_walls(request)).await;
     let proofs = answer.map_err(|elapsed| unproven(elapsed.to_string()))?;
     let proofs = proofs.map_err(|status| unproven(status.to_string()))?;
-    Ok(breaches(&runtime.walls(), &proofs))
+    Ok(breaches(&runtime.walls(template), &proofs))
 }
 
 fn unproven(cause: String) -> Error {

@@ -6,11 +6,13 @@ pub mod dial;
 pub mod limits;
 pub mod network;
 pub mod status;
+pub mod template;
 pub mod upstream;
 
 pub use context::CallContext;
 pub use dial::{Dial, LocalDial, RemoteDial};
-pub use limits::limits_message;
+pub use limits::{limits_message, limits_of};
 pub use network::{network_message, network_policy};
 pub use status::{from_status, to_status};
+pub use template::{requested_template, template_message};
 pub use upstream::{TransportError, Upstream, connect, in_process};

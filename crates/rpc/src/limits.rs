@@ -17,3 +17,18 @@ pub fn limits_message(limits: Limits) -> v1::ResourceLimits {
         cpu_weight: limits.cpu_weight,
     }
 }
+
+/// The contract's limits as ours.
+#[must_use]
+pub fn limits_of(message: v1::ResourceLimits) -> Limits {
+    Limits {
+        memory_bytes: message.memory_bytes,
+        cpu_millis: message.cpu_millis,
+        pids: message.pids,
+        disk_bytes: message.disk_bytes,
+        open_files: message.open_files,
+        output_bytes: message.output_bytes,
+        execution_seconds: message.execution_seconds,
+        cpu_weight: message.cpu_weight,
+    }
+}

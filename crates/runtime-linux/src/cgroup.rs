@@ -88,6 +88,19 @@ pub fn open() -> Result<Box<dyn Hierarchy>, String> {
     }
 }
 
+/// What is used in the groups of a process that somebody else has put there; `None` where they cannot be read.
+#[must_use]
+pub fn usage_of(pid: i32) -> Option<Usage> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let split = v1::groups_of(&text);
+    let usage = if split.contains_key(&Controller::Memory) {
+        v1::usage(|controller| split.get(&controller).cloned())
+    } else {
+        v2::usage(&v2::group_of(&text)?)
+    };
+    usage.memory_bytes.map(|_| usage)
+}
+
 /// How long the kernel may take to stop the processes of a group, or to let go of one whose processes have ended.
 const PATIENCE: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_micros(500);

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use cloud_sandbox_model::error::chain;
-use cloud_sandbox_runtime::{Runtime as _, RuntimeError, walls};
+use cloud_sandbox_runtime::{Prepared, Runtime as _, RuntimeError, walls};
 use nix::unistd::Uid;
 
 use crate::{
@@ -105,11 +105,13 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &str, detail: impl Into<String>) -> Self {
+    /// A row of what is there.
+    pub fn ok(name: &str, detail: impl Into<String>) -> Self {
         Self { name: name.into(), status: Status::Ok, detail: detail.into(), remedy: String::new() }
     }
 
-    fn bad(name: &str, status: Status, detail: impl Into<String>, remedy: &str) -> Self {
+    /// A row of what is not, or not all of it.
+    pub fn bad(name: &str, status: Status, detail: impl Into<String>, remedy: &str) -> Self {
         Self { name: name.into(), status, detail: detail.into(), remedy: remedy.into() }
     }
 
@@ -145,7 +147,7 @@ pub async fn examine(options: &Options) -> Vec<Check> {
         Err(error) => checks.push(Check::bad("the runtime", Status::Missing, chain(&error), "")),
     }
     checks.extend(languages());
-    checks.extend(others());
+    checks.push(kvm());
     checks
 }
 
@@ -163,7 +165,7 @@ fn walls(runtime: &LinuxRuntime) -> impl Iterator<Item = Check> {
         (walls::DEVICES, "the usual seven"),
         (walls::IDENTITY, "host name, machine id and boot id of its own"),
     ];
-    let there = runtime.walls();
+    let there = runtime.walls(&Prepared::host());
     let row = move |(name, detail): (&str, &str)| match runtime.losses().iter().find(|loss| loss.protection == name) {
         Some(loss) => Check::lost(loss),
         None if there.contains(&name) => Check::ok(name, detail),
@@ -264,11 +266,9 @@ fn languages() -> impl Iterator<Item = Check> {
     })
 }
 
-/// What other runtimes would need. They are not used yet; their absence takes nothing from this one.
-fn others() -> impl Iterator<Item = Check> {
-    let looked_at = [("Docker", "/var/run/docker.sock"), ("gVisor", "/usr/bin/runsc"), ("KVM", "/dev/kvm")];
-    looked_at.into_iter().map(|(name, path)| {
-        let seen = if Path::new(path).exists() { "is there" } else { "is not there" };
-        Check::ok(name, format!("{path} {seen} (not used by this runtime)"))
-    })
+/// What virtual machines would need. Its absence takes nothing from this runtime.
+fn kvm() -> Check {
+    const KVM: &str = "/dev/kvm";
+    let seen = if Path::new(KVM).exists() { "is there" } else { "is not there" };
+    Check::ok("KVM", format!("{KVM} {seen} (not used by this runtime)"))
 }

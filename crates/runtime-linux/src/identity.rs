@@ -10,7 +10,10 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// Gives a root new ids.
 pub fn renew(root: &mut Root) {
     root.replaced.push((PathBuf::from(BOOT_ID), format!("{}\n", uuid(rand::random()))));
-    root.files.push((PathBuf::from(MACHINE_ID), format!("{}\n", uuid(rand::random()).replace('-', ""))));
+    let machine_id = (PathBuf::from(MACHINE_ID), format!("{}\n", uuid(rand::random()).replace('-', "")));
+    // a root file system has an `/etc` of its own, where nothing can be made
+    let place = if root.base.is_some() { &mut root.replaced } else { &mut root.files };
+    place.push(machine_id);
 }
 
 /// A random UUID (RFC 9562, version 4), which is what both are: machine-id(5) without its dashes.

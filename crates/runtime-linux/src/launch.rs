@@ -32,7 +32,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub struct Launcher {
     jobs: mpsc::Sender<Job>,
     jailer: OwnedFd,
-    agent: OwnedFd,
 }
 
 struct Job {
@@ -41,7 +40,7 @@ struct Job {
 }
 
 impl Launcher {
-    pub fn new(jailer: &[u8], agent: &[u8]) -> io::Result<Self> {
+    pub fn new(jailer: &[u8]) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::Builder::new().name("jail-launcher".into()).spawn(move || {
             for mut job in queue {
@@ -49,16 +48,18 @@ impl Launcher {
                 let _ = job.started.send(job.command.spawn());
             }
         })?;
-        Ok(Self {
-            jobs,
-            jailer: programs::sealed(c"cloud-sandbox-jailer", jailer)?,
-            agent: programs::sealed(c"cloud-sandbox-agent", agent)?,
-        })
+        Ok(Self { jobs, jailer: programs::sealed(c"cloud-sandbox-jailer", jailer)? })
     }
 
     /// Starts a sandbox and waits until its agent is executed.
-    pub async fn launch(&self, spec: Spec, listener: OwnedFd, seccomp: &OwnedFd) -> Result<Process, RuntimeError> {
-        let fds = [listener.as_raw_fd(), self.agent.as_raw_fd(), seccomp.as_raw_fd()];
+    pub async fn launch(
+        &self,
+        spec: Spec,
+        listener: OwnedFd,
+        agent: &OwnedFd,
+        seccomp: &OwnedFd,
+    ) -> Result<Process, RuntimeError> {
+        let fds = [listener.as_raw_fd(), agent.as_raw_fd(), seccomp.as_raw_fd()];
         let (jailer, control) = self.order(&Order::Build(Box::new(spec)), &fds).await?;
         drop(listener);
         let mut process = None;

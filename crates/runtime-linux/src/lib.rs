@@ -22,4 +22,10 @@ mod sandbox;
 mod seccomp;
 mod template;
 
+pub use cgroup::usage_of;
+pub use network::Networks;
+pub use rlimits::SAME as RLIMITS;
 pub use runtime::{LinuxRuntime, Options};
+pub use sandbox::Process;
+pub use seccomp::profile;
+pub use template::{MASKED, READ_ONLY, own_files};

@@ -6,22 +6,52 @@ use std::{
     io::{self, Read, Write},
     os::fd::OwnedFd,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use async_trait::async_trait;
 use cloud_sandbox_jailer::{self as jailer, TUN};
-use cloud_sandbox_runtime::{BoxedPackets, BoxedStream, Interface, Listener, RuntimeError};
+use cloud_sandbox_runtime::{BoxedPackets, BoxedStream, Interface, Listener, Port, RuntimeError};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
     net::TcpListener,
 };
 
-use crate::sandbox::Process;
+use crate::{launch::Launcher, sandbox::Process};
+
+/// Makes things in the networks of sandboxes, by the jailer's second mode: of any sandbox that is a process of this host.
+pub struct Networks(Arc<Launcher>);
+
+impl Networks {
+    /// By a jailer of their own.
+    pub fn new(jailer: &[u8]) -> io::Result<Self> {
+        Launcher::new(jailer).map(|launcher| Self(Arc::new(launcher)))
+    }
+
+    pub(crate) const fn of(launcher: Arc<Launcher>) -> Self {
+        Self(launcher)
+    }
+
+    /// Listens on a port of the loopback of the sandbox whose first process is given.
+    pub async fn listen(&self, process: &Process, port: u16) -> Result<Port, RuntimeError> {
+        let (number, listener) = self.0.make(&jailer::Order::Listen { port }, process).await?;
+        let listener = listener_on(listener, process.clone());
+        let listener = listener.map_err(|error| RuntimeError::host(format!("listen on port {number}"), error))?;
+        Ok(Port { number, listener })
+    }
+
+    /// Gives it an interface.
+    pub async fn attach(&self, process: &Process, interface: Interface) -> Result<BoxedPackets, RuntimeError> {
+        available()?;
+        let (_, descriptor) = self.0.make(&order(interface), process).await?;
+        packets(descriptor).map_err(|error| RuntimeError::host("read the packets of an interface", error))
+    }
+}
 
 /// Whether interfaces can be made here; why not otherwise.
-pub fn available() -> Result<(), RuntimeError> {
+fn available() -> Result<(), RuntimeError> {
     let opened = OpenOptions::new().read(true).write(true).open(TUN);
     let missing = |error: io::Error| {
         let remedy = match error.kind() {
@@ -34,13 +64,13 @@ pub fn available() -> Result<(), RuntimeError> {
 }
 
 /// What the jailer is told of an interface.
-pub fn order(interface: Interface) -> jailer::Order {
+fn order(interface: Interface) -> jailer::Order {
     let Interface { address, gateway, prefix, mtu } = interface;
     jailer::Order::Attach(jailer::Interface { name: "eth0".to_owned(), address, gateway, prefix, mtu })
 }
 
 /// Accepts on a listening socket until the sandbox ends.
-pub fn listener(socket: OwnedFd, process: Process) -> io::Result<Box<dyn Listener>> {
+fn listener_on(socket: OwnedFd, process: Process) -> io::Result<Box<dyn Listener>> {
     let socket = std::net::TcpListener::from(socket);
     socket.set_nonblocking(true)?;
     Ok(Box::new(Accepting { socket: TcpListener::from_std(socket)?, process }))
@@ -62,7 +92,7 @@ impl Listener for Accepting {
 }
 
 /// The packets of an interface.
-pub fn packets(descriptor: OwnedFd) -> io::Result<BoxedPackets> {
+fn packets(descriptor: OwnedFd) -> io::Result<BoxedPackets> {
     fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let file = std::fs::File::from(descriptor);
     // SAFETY: a File keeps its one descriptor open for as long as it lives, which is as long as the result does.

@@ -10,11 +10,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cloud_sandbox_jailer::{IdMap, Order, Root, Spec};
-use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_images::ImageStore;
+use cloud_sandbox_jailer::{IdMap, Root, Spec};
+use cloud_sandbox_model::{
+    Limits, RuntimeName, SandboxId, Template,
+    template::{Progress, Source},
+};
 use cloud_sandbox_runtime::{
-    BoxedPackets, BoxedStream, HOST_TEMPLATE, INTERFACE, Interface, Port, Runtime, RuntimeError, SandboxSpec, Usage,
-    walls,
+    BoxedPackets, BoxedStream, End, INTERFACE, Interface, Port, Prepared, Root as PreparedRoot, Runtime, RuntimeError,
+    SandboxSpec, Usage, inodes, scratch_folders, walls,
 };
 use tokio::sync::oneshot;
 
@@ -25,7 +29,8 @@ use crate::{
     ids::{IdRanges, USER},
     landlock,
     launch::Launcher,
-    network, rlimits,
+    network::Networks,
+    programs, rlimits,
     sandbox::{Process, Sandbox, Socket},
     seccomp::Filters,
     template,
@@ -44,6 +49,8 @@ pub struct Options {
     pub agent: &'static [u8],
     /// the jailer's program
     pub jailer: &'static [u8],
+    /// where root file systems come from; without it there is the host's own `/usr` alone
+    pub images: Option<ImageStore>,
 }
 
 /// Sandboxes made of namespaces, cgroups and seccomp.
@@ -53,12 +60,15 @@ pub struct LinuxRuntime {
 
 struct Inner {
     state_dir: PathBuf,
-    launcher: Launcher,
+    launcher: Arc<Launcher>,
+    networks: Networks,
+    agent: OwnedFd,
     filters: Filters,
     host: Root,
     ids: IdRanges,
     cgroups: Option<Box<dyn Hierarchy>>,
     landlock: u32,
+    images: Option<ImageStore>,
     /// how many files this process may have open
     open_files: u64,
     losses: Vec<Loss>,
@@ -78,14 +88,18 @@ impl LinuxRuntime {
         let missing = cgroups.as_ref().map_or_else(|| Controller::ALL.to_vec(), |groups| groups.missing());
         let landlock = landlock::version();
         let losses = Loss::of(&missing, why.as_deref(), ids.are_unique(), landlock);
+        let launcher = Arc::new(Launcher::new(options.jailer).map_err(host("prepare the jailer"))?);
         let inner = Inner {
             state_dir: options.state_dir.clone(),
-            launcher: Launcher::new(options.jailer, options.agent).map_err(host("prepare the jailer"))?,
+            networks: Networks::of(Arc::clone(&launcher)),
+            launcher,
+            agent: programs::sealed(c"cloud-sandbox-agent", options.agent).map_err(host("prepare the agent"))?,
             filters: Filters::compile().map_err(host("compile the seccomp programs"))?,
             host: template::host(),
             ids,
             cgroups,
             landlock,
+            images: options.images.clone(),
             open_files: rlimits::raise_open_files().map_err(host("raise the limit of open files"))?,
             losses,
             sandboxes: Mutex::default(),
@@ -113,7 +127,7 @@ impl LinuxRuntime {
     /// Makes a sandbox, has its agent answer, tries the network modes, and destroys it: whether this host can do it at all.
     pub(crate) async fn prove(&self) -> Proof {
         let id = SandboxId::generate();
-        let spec = SandboxSpec { template: HOST_TEMPLATE.into(), limits: Limits::DEFAULT };
+        let spec = SandboxSpec { template: Prepared::host(), limits: Limits::DEFAULT };
         let made = match self.create(id, &spec).await {
             Ok(()) => self.connect(id).await.map(drop),
             Err(error) => Err(error),
@@ -136,19 +150,25 @@ impl Inner {
 
     async fn create(self: &Arc<Self>, id: SandboxId, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
         let ids = self.ids.take().ok_or_else(|| RuntimeError::Exhausted("all ranges of ids are taken".into()))?;
-        let made = self.create_with(id, ids, spec.limits).await;
+        let made = self.create_with(id, ids, spec).await;
         if made.is_err() {
             self.ids.give_back(ids);
         }
         made
     }
 
-    async fn create_with(self: &Arc<Self>, id: SandboxId, ids: IdMap, limits: Limits) -> Result<Sandbox, RuntimeError> {
+    async fn create_with(
+        self: &Arc<Self>,
+        id: SandboxId,
+        ids: IdMap,
+        spec: &SandboxSpec,
+    ) -> Result<Sandbox, RuntimeError> {
+        let (root, limits) = (self.root(&spec.template)?, spec.limits);
         let (socket, listener) =
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
         blocking(self, move |inner| inner.make_group(id, &limits)).await?;
-        let spec = self.jail(id, ids, &limits);
-        match self.launcher.launch(spec, listener, &self.filters.programs).await {
+        let spec = self.jail(id, ids, root, &limits);
+        match self.launcher.launch(spec, listener, &self.agent, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),
             Err(error) => {
                 if let Err(error) = blocking(self, move |inner| inner.remove_group(id)).await {
@@ -159,10 +179,22 @@ impl Inner {
         }
     }
 
-    fn jail(&self, id: SandboxId, ids: IdMap, limits: &Limits) -> Spec {
-        let mut root = self.host.clone();
+    /// What sandboxes of a template show as their root.
+    fn root(&self, template: &Prepared) -> Result<Root, RuntimeError> {
+        let why = match &template.root {
+            PreparedRoot::Host => return Ok(self.host.clone()),
+            PreparedRoot::Folder(base) => match template::folder(base) {
+                Ok(root) => return Ok(root),
+                Err(error) => format!("its root file system {} cannot be read: {error}", base.display()),
+            },
+            PreparedRoot::Image(_) => "an image of a Docker Engine is none of the runtime linux".to_owned(),
+        };
+        Err(RuntimeError::Template { template: template.template.clone(), why })
+    }
+
+    fn jail(&self, id: SandboxId, ids: IdMap, mut root: Root, limits: &Limits) -> Spec {
         root.scratch_bytes = limits.disk_bytes;
-        root.scratch_inodes = template::inodes(limits.disk_bytes);
+        root.scratch_inodes = inodes(limits.disk_bytes);
         identity::renew(&mut root);
         Spec {
             hostname: "sandbox".into(),
@@ -263,14 +295,45 @@ impl Runtime for LinuxRuntime {
         "linux"
     }
 
-    fn writable_folders(&self, template: &str) -> Vec<PathBuf> {
-        if template == HOST_TEMPLATE { template::writable_folders() } else { Vec::new() }
+    async fn available(&self, _name: &RuntimeName) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        template: &Template,
+        _runtime: &RuntimeName,
+        progress: &Arc<Progress>,
+    ) -> Result<Prepared, RuntimeError> {
+        let reference = template.reference();
+        let images = match (&template.source, &self.inner.images) {
+            (Source::Host, _) => return Ok(Prepared { template: reference, ..Prepared::host() }),
+            (_, Some(images)) => images,
+            (source, None) => {
+                return Err(RuntimeError::Unsupported(format!("make a root file system of a {}", source.kind())));
+            }
+        };
+        let image = images.prepare(&reference, &template.source, progress).await;
+        let image = image.map_err(|error| RuntimeError::Template { template: reference, why: error.chain() })?;
+        Ok(Prepared {
+            template: image.reference,
+            root: PreparedRoot::Folder(image.root),
+            env: image.env,
+            ..Prepared::host()
+        })
+    }
+
+    async fn discard(&self, template: &str) -> Result<(), RuntimeError> {
+        let Some(images) = &self.inner.images else { return Ok(()) };
+        let removed = images.remove(template).await;
+        removed.map_err(|error| RuntimeError::host(format!("remove template {template}"), io::Error::other(error)))
+    }
+
+    fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
+        scratch_folders()
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
-        if spec.template != HOST_TEMPLATE {
-            return Err(RuntimeError::UnknownTemplate(spec.template.clone()));
-        }
         let (send, made) = oneshot::channel();
         let (inner, spec) = (Arc::clone(&self.inner), spec.clone());
         // on its own, so that a caller that goes away does not leave half a sandbox
@@ -316,20 +379,15 @@ impl Runtime for LinuxRuntime {
 
     async fn listen(&self, id: SandboxId, port: u16) -> Result<Port, RuntimeError> {
         let process = self.inner.sandbox(id)?.process.clone();
-        let (number, listener) = self.inner.launcher.make(&Order::Listen { port }, &process).await?;
-        let listener = network::listener(listener, process);
-        let listener = listener.map_err(|error| RuntimeError::host(format!("listen in sandbox {id}"), error))?;
-        Ok(Port { number, listener })
+        self.inner.networks.listen(&process, port).await
     }
 
     async fn attach_interface(&self, id: SandboxId, interface: Interface) -> Result<BoxedPackets, RuntimeError> {
-        network::available()?;
         let process = self.inner.sandbox(id)?.process.clone();
-        let (_, packets) = self.inner.launcher.make(&network::order(interface), &process).await?;
-        network::packets(packets).map_err(|error| RuntimeError::host(format!("attach sandbox {id}"), error))
+        self.inner.networks.attach(&process, interface).await
     }
 
-    fn walls(&self) -> Vec<&'static str> {
+    fn walls(&self, _template: &Prepared) -> Vec<&'static str> {
         let mut walls = vec![
             walls::USER_NAMESPACE,
             walls::NO_PRIVILEGES,
@@ -350,11 +408,12 @@ impl Runtime for LinuxRuntime {
         walls
     }
 
-    async fn ended(&self, id: SandboxId) {
+    async fn ended(&self, id: SandboxId) -> End {
         let process: Option<Process> = self.inner.sandbox(id).ok().map(|sandbox| sandbox.process.clone());
         if let Some(process) = process {
             process.ended().await;
         }
+        End::default()
     }
 
     async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {

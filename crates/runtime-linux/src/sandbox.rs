@@ -30,8 +30,8 @@ pub struct Sandbox {
     pub ids: IdMap,
 }
 
-/// A child of this process, by a descriptor that names it and never another.
-#[derive(Clone)]
+/// The first process of a sandbox, by a descriptor that names it and never another.
+#[derive(Clone, Debug)]
 pub struct Process {
     pid: i32,
     fd: Arc<OwnedFd>,
@@ -39,7 +39,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Takes over the child `pid`, which nobody else waits for: it is reaped here when it ends.
+    /// Takes over the child `pid`, which nobody else waits for: it is reaped here when it ends. A process that is somebody
+    /// else's child is watched only.
     pub fn adopt(pid: i32) -> io::Result<Self> {
         // SAFETY: plain system call; the result is checked before it is owned.
         let fd = unsafe {

@@ -2,7 +2,10 @@
 //!
 //! Two programs, because a program has one answer for what it stops: the first answers ENOSYS to all that is not
 //! allowed (libraries take that as "this kernel is older" and do without), the second EPERM to what exists but is
-//! forbidden. The kernel runs the last one first and keeps its answer among equals (seccomp(2)).
+//! forbidden. The kernel runs the last one first and keeps its answer among equals (seccomp(2)). Runtimes of containers
+//! compile programs of their own, from a profile that says the same: [`profile`].
+
+mod profile;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,6 +19,8 @@ use seccompiler::{
 };
 use serde::Deserialize;
 use syscalls::Sysno;
+
+pub use profile::profile;
 
 use crate::programs;
 
@@ -56,9 +61,10 @@ const ABSENT: &[&str] = &["clone3", "io_setup"];
 /// first process of the sandbox.
 const ON_A_PROCESS: &[&str] =
     &["prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"];
-/// The same, with a process, group or user (the number here says: user) in the second argument.
-const ON_SOMEBODY: &[(&str, u64)] = &[("setpriority", 2), ("ioprio_set", 3)];
-const AGENT: u64 = 1;
+/// The same, with a process or group (as the first argument says: these two numbers) in the second argument. Of a user it
+/// would be all processes at once.
+const ON_SOMEBODY: &[(&str, [u32; 2])] = &[("setpriority", [0, 1]), ("ioprio_set", [1, 2])];
+const AGENT: u32 = 1;
 
 const NEW_NAMESPACE: [i32; 7] = [
     libc::CLONE_NEWNS,
@@ -73,7 +79,22 @@ const NEW_NAMESPACE: [i32; 7] = [
 /// Families of sockets that leave the network namespace, or reach much code of the kernel for little use.
 const FORBIDDEN_SOCKETS: [i32; 2] = [libc::AF_VSOCK, libc::AF_ALG];
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// What holds for an argument; of the arguments, which are C's `int` all, the lower half counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Condition {
+    argument: u8,
+    /// the bits that are looked at, and what they must be
+    mask: u32,
+    value: u32,
+    /// whether they must be anything else instead
+    negated: bool,
+}
+
+/// All of these must hold.
+type Rule = Vec<Condition>;
+
+/// Any rule of a system call must hold; none means: whatever the arguments.
+type Rules = BTreeMap<i64, Vec<Rule>>;
 
 #[derive(Deserialize)]
 struct Profile {
@@ -132,9 +153,31 @@ fn compile_all() -> Result<Vec<BpfProgram>, Box<dyn std::error::Error + Send + S
     let profile: Profile = serde_json::from_str(PROFILE)?;
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let errno = |number: i32| SeccompAction::Errno(number.unsigned_abs());
-    let allowed = SeccompFilter::new(allowed(&profile)?, errno(libc::ENOSYS), SeccompAction::Allow, arch)?;
-    let forbidden = SeccompFilter::new(forbidden(&profile)?, SeccompAction::Allow, errno(libc::EPERM), arch)?;
+    let (allowed, forbidden) = (compiled(allowed(&profile))?, compiled(forbidden(&profile))?);
+    let allowed = SeccompFilter::new(allowed, errno(libc::ENOSYS), SeccompAction::Allow, arch)?;
+    let forbidden = SeccompFilter::new(forbidden, SeccompAction::Allow, errno(libc::EPERM), arch)?;
     Ok(vec![allowed.try_into()?, forbidden.try_into()?])
+}
+
+fn compiled(rules: Rules) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+    let rule = |rule: Rule| SeccompRule::new(rule.iter().map(Condition::compiled).collect::<Result<_, _>>()?);
+    let call = |(number, rules): (i64, Vec<Rule>)| Ok((number, rules.into_iter().map(rule).collect::<Result<_, _>>()?));
+    rules.into_iter().map(call).collect()
+}
+
+impl Condition {
+    const fn equal(argument: u8, value: u32) -> Self {
+        Self { argument, mask: u32::MAX, value, negated: false }
+    }
+
+    fn compiled(&self) -> Result<SeccompCondition, seccompiler::BackendError> {
+        let op = match (self.negated, self.mask) {
+            (true, _) => SeccompCmpOp::Ne,
+            (false, u32::MAX) => SeccompCmpOp::Eq,
+            (false, mask) => SeccompCmpOp::MaskedEq(mask.into()),
+        };
+        SeccompCondition::new(self.argument, SeccompCmpArgLen::Dword, op, self.value.into())
+    }
 }
 
 impl Entry {
@@ -157,25 +200,22 @@ impl Entry {
         self.names.iter().filter_map(|name| Some((name.as_str(), number(name)?)))
     }
 
-    /// One rule in which all arguments must hold; `None` when there is nothing to hold.
-    fn rule(&self) -> Result<Option<SeccompRule>, seccompiler::BackendError> {
-        let args = self.args.as_deref().unwrap_or_default();
-        if args.is_empty() {
-            return Ok(None);
-        }
-        let conditions = args.iter().map(Arg::condition).collect::<Result<Vec<_>, _>>()?;
-        SeccompRule::new(conditions).map(Some)
+    /// What must hold of the arguments; nothing, where it is empty.
+    fn rule(&self) -> Rule {
+        self.args.iter().flatten().map(Arg::condition).collect()
     }
 }
 
 impl Arg {
-    fn condition(&self) -> Result<SeccompCondition, seccompiler::BackendError> {
-        let (op, value) = match self.op.as_str() {
-            "SCMP_CMP_NE" => (SeccompCmpOp::Ne, self.value),
-            "SCMP_CMP_MASKED_EQ" => (SeccompCmpOp::MaskedEq(self.value), self.value_two),
-            _ => (SeccompCmpOp::Eq, self.value),
-        };
-        SeccompCondition::new(self.index, SeccompCmpArgLen::Dword, op, value)
+    fn condition(&self) -> Condition {
+        // the profile compares no halves above what an `int` has
+        let low = |value: u64| value as u32;
+        let Self { index: argument, value, value_two, .. } = *self;
+        match self.op.as_str() {
+            "SCMP_CMP_NE" => Condition { negated: true, ..Condition::equal(argument, low(value)) },
+            "SCMP_CMP_MASKED_EQ" => Condition { argument, mask: low(value), value: low(value_two), negated: false },
+            _ => Condition::equal(argument, low(value)),
+        }
     }
 }
 
@@ -183,55 +223,48 @@ fn number(name: &str) -> Option<i64> {
     Sysno::from_str(name).ok().map(|sysno| i64::from(sysno.id()))
 }
 
-fn allowed(profile: &Profile) -> Result<Rules, seccompiler::BackendError> {
+fn allowed(profile: &Profile) -> Rules {
     let mut rules = Rules::new();
     let mut without_rule = Vec::new();
     for entry in profile.syscalls.iter().filter(|entry| entry.action == "SCMP_ACT_ALLOW" && entry.applies()) {
-        let rule = entry.rule()?;
+        let rule = entry.rule();
         for (name, number) in entry.numbers() {
             if FORBIDDEN.contains(&name) || ABSENT.contains(&name) {
                 continue;
             }
-            match &rule {
-                Some(rule) => rules.entry(number).or_default().push(rule.clone()),
-                None => without_rule.push(number),
+            if rule.is_empty() {
+                without_rule.push(number);
+            } else {
+                rules.entry(number).or_default().push(rule.clone());
             }
         }
     }
     // no rules means: whatever the arguments
     rules.extend(without_rule.into_iter().map(|number| (number, Vec::new())));
-    Ok(rules)
+    for (name, kinds) in ON_SOMEBODY {
+        let kinds = kinds.iter().map(|kind| vec![Condition::equal(0, *kind)]).collect();
+        rules.extend(number(name).map(|number| (number, kinds)));
+    }
+    rules
 }
 
-fn forbidden(profile: &Profile) -> Result<Rules, seccompiler::BackendError> {
+fn forbidden(profile: &Profile) -> Rules {
     let mut rules = Rules::new();
     for entry in profile.syscalls.iter().filter(|entry| entry.action == "SCMP_ACT_ERRNO" && entry.applies()) {
-        if entry.rule()?.is_none() {
+        if entry.rule().is_empty() {
             rules.extend(entry.numbers().map(|(_, number)| (number, Vec::new())));
         }
     }
     rules.extend(FORBIDDEN.iter().filter_map(|name| Some((number(name)?, Vec::new()))));
-    let argument_of = |index, op, value| {
-        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value)?;
-        SeccompRule::new(vec![condition])
-    };
-    let argument = |op, value| argument_of(0, op, value);
-    for number in ON_A_PROCESS.iter().filter_map(|name| number(name)) {
-        rules.insert(number, vec![argument(SeccompCmpOp::Eq, AGENT)?]);
-    }
-    for (name, user) in ON_SOMEBODY {
-        let agent = argument_of(1, SeccompCmpOp::Eq, AGENT)?;
-        let all_of_the_user = argument(SeccompCmpOp::Eq, *user)?;
-        rules.extend(number(name).map(|number| (number, vec![agent, all_of_the_user])));
-    }
-    let mut clone = Vec::new();
-    for flag in NEW_NAMESPACE.iter().map(|flag| u64::from(flag.unsigned_abs())) {
-        clone.push(argument(SeccompCmpOp::MaskedEq(flag), flag)?);
-    }
-    rules.insert(Sysno::clone as i64, clone);
-    let socket = FORBIDDEN_SOCKETS.iter().map(|family| argument(SeccompCmpOp::Eq, u64::from(family.unsigned_abs())));
-    rules.insert(Sysno::socket as i64, socket.collect::<Result<_, _>>()?);
-    Ok(rules)
+    let on_agent = |argument| vec![vec![Condition::equal(argument, AGENT)]];
+    rules.extend(ON_A_PROCESS.iter().filter_map(|name| Some((number(name)?, on_agent(0)))));
+    rules.extend(ON_SOMEBODY.iter().filter_map(|(name, _)| Some((number(name)?, on_agent(1)))));
+    let flags = NEW_NAMESPACE.iter().map(|flag| flag.unsigned_abs());
+    let clone = flags.map(|flag| vec![Condition { argument: 0, mask: flag, value: flag, negated: false }]);
+    rules.insert(Sysno::clone as i64, clone.collect());
+    let socket = FORBIDDEN_SOCKETS.iter().map(|family| vec![Condition::equal(0, family.unsigned_abs())]);
+    rules.insert(Sysno::socket as i64, socket.collect());
+    rules
 }
 
 #[cfg(test)]
@@ -248,7 +281,7 @@ mod tests {
     #[test]
     fn what_breaks_out_is_never_allowed() {
         let profile: Profile = serde_json::from_str(PROFILE).unwrap();
-        let (allowed, forbidden) = (allowed(&profile).unwrap(), forbidden(&profile).unwrap());
+        let (allowed, forbidden) = (allowed(&profile), forbidden(&profile));
         for name in [
             "mount",
             "unshare",

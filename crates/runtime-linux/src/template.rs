@@ -1,12 +1,14 @@
-//! The built-in template `host`: the host's own `/usr`, read-only, with the little around it that programs expect.
+//! What sandboxes see as their root: the host's own `/usr`, read-only, with the little around it that programs expect, or
+//! a root file system in a folder.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
+use cloud_sandbox_images::about_itself;
 use cloud_sandbox_jailer::{Bind, Root};
-use cloud_sandbox_runtime::INTERFACE;
+use cloud_sandbox_runtime::{INTERFACE, SCRATCH};
 
 use crate::ids::USER;
 
@@ -31,7 +33,7 @@ const SETTINGS: [&str; 11] = [
 const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
 
 /// The list of the container engines and more: what tells about the host, or writes to it.
-const MASKED: [&str; 20] = [
+pub const MASKED: [&str; 20] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/cmdline",
@@ -53,22 +55,46 @@ const MASKED: [&str; 20] = [
     "/proc/timer_list",
     "/proc/timer_stats",
 ];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// What can be read there and not written.
+pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Bytes of disk for each file that may exist: a quarter of what small source trees average.
-const BYTES_PER_INODE: u64 = 4096;
-const INODES_MIN: u64 = 1024;
+/// Top-level folders of a root file system that sandboxes have of their own.
+const OWN: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "workspace"];
 
-/// What the host template shows, examined once. The scratch size is each sandbox's own.
-pub fn host() -> Root {
-    let mut root = Root {
+/// What every root has. The scratch size is each sandbox's own.
+fn bare() -> Root {
+    Root {
         devices: DEVICES.iter().map(ToString::to_string).collect(),
-        scratch: scratch(),
+        scratch: SCRATCH.iter().map(|(path, mode)| (PathBuf::from(path), *mode)).collect(),
         masked: paths(&MASKED),
         read_only: paths(&READ_ONLY),
-        files: files(),
         ..Root::default()
-    };
+    }
+}
+
+/// What a root file system in a folder shows. All places that something is put at are there: a folder for each of the
+/// writable ones, and `/etc/machine-id`.
+pub fn folder(base: &Path) -> io::Result<Root> {
+    let mut root = Root { base: Some(base.into()), ..bare() };
+    for entry in fs::read_dir(base)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if OWN.iter().any(|own| name == *own) {
+            continue;
+        }
+        let (kind, target) = (entry.file_type()?, Path::new("/").join(&name));
+        if kind.is_symlink() {
+            root.links.push((target, fs::read_link(entry.path())?));
+        } else if kind.is_dir() || kind.is_file() {
+            root.binds.push(Bind { source: name.into(), target, directory: kind.is_dir() });
+        }
+    }
+    Ok(root)
+}
+
+/// What the host template shows, examined once.
+pub fn host() -> Root {
+    let mut root = Root { files: files(), ..bare() };
     root.binds.push(bind("/usr"));
     for path in SYSTEM.iter().map(Path::new) {
         if let Ok(target) = fs::read_link(path) {
@@ -96,31 +122,6 @@ fn versioned_settings() -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path()).filter(named)
 }
 
-/// The most files that fit into `bytes` of disk.
-pub fn inodes(bytes: u64) -> u64 {
-    (bytes / BYTES_PER_INODE).max(INODES_MIN)
-}
-
-/// The names of the writable folders, in the order of their bytes.
-pub fn writable_folders() -> Vec<PathBuf> {
-    let mut folders: Vec<_> = scratch().into_iter().map(|(path, _)| path).collect();
-    folders.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
-    folders
-}
-
-/// Writable folders.
-fn scratch() -> Vec<(PathBuf, u32)> {
-    let folders = [
-        ("/workspace", 0o755),
-        ("/home/user", 0o755),
-        ("/tmp", 0o1777),
-        ("/var/tmp", 0o1777),
-        ("/run", 0o755),
-        ("/dev/shm", 0o1777),
-    ];
-    folders.into_iter().map(|(path, mode)| (path.into(), mode)).collect()
-}
-
 fn files() -> Vec<(PathBuf, String)> {
     let files = [
         (
@@ -131,13 +132,14 @@ fn files() -> Vec<(PathBuf, String)> {
             ),
         ),
         ("/etc/group", format!("root:x:0:\ntty:x:5:\nuser:x:{USER}:\nnogroup:x:65534:\n")),
-        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
-        ("/etc/hostname", "sandbox\n".to_owned()),
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
-        ("/etc/resolv.conf", format!("nameserver {}\n", INTERFACE.gateway)),
     ];
-    files.into_iter().map(|(path, content)| (path.into(), content)).collect()
+    files.into_iter().map(|(path, content)| (path.into(), content)).chain(own_files()).collect()
+}
+
+/// The files that tell a sandbox about itself.
+pub fn own_files() -> Vec<(PathBuf, String)> {
+    about_itself(INTERFACE.gateway).map(|(name, content)| (Path::new("/etc").join(name), content)).into()
 }
 
 fn bind(path: impl AsRef<Path>) -> Bind {

@@ -2,25 +2,28 @@
 //! the test serves as its agent, and every operation can be made to fail.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
-use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_model::{Limits, RuntimeName, SandboxId, Template, template::Progress};
 use tokio::{io::DuplexStream, net::TcpListener, sync::watch};
 
-use crate::{BoxedStream, HOST_TEMPLATE, Listener, Port, Runtime, RuntimeError, SandboxSpec, Usage};
+use crate::{BoxedStream, End, Listener, Port, Prepared, Root, Runtime, RuntimeError, SandboxSpec, Usage};
 
 /// Serves one connection as the agent of a sandbox.
 pub type Agent = Arc<dyn Fn(SandboxId, DuplexStream) + Send + Sync>;
 
 const PIPE: usize = 64 * 1024;
+/// What cannot be done without what a runtime works with.
+const OF_DAEMONS: [&str; 4] = ["available", "prepare", "create", "reclaim"];
 
 /// A runtime whose sandboxes are served by the test.
 pub struct FakeRuntime {
+    family: &'static str,
     agent: Agent,
     state: Mutex<State>,
 }
@@ -34,18 +37,39 @@ struct State {
     leftovers: Vec<SandboxId>,
     writable: Option<Vec<PathBuf>>,
     walls: Vec<&'static str>,
+    prepared: BTreeSet<String>,
+    /// what it works with does not answer
+    unavailable: bool,
+    preparing: Preparing,
+}
+
+/// How templates are prepared.
+#[derive(Default)]
+struct Preparing {
+    /// nothing is prepared while this is so
+    held: watch::Sender<bool>,
+    count: usize,
+    now: usize,
+    most: usize,
 }
 
 struct Fake {
     alive: watch::Sender<bool>,
-    frozen: bool,
+    frozen: watch::Sender<bool>,
     usage: Usage,
+    template: String,
+    end: End,
 }
 
 impl FakeRuntime {
     /// A runtime whose agents are served by `agent`.
     pub fn new(agent: impl Fn(SandboxId, DuplexStream) + Send + Sync + 'static) -> Self {
-        Self { agent: Arc::new(agent), state: Mutex::default() }
+        Self::named("linux", agent)
+    }
+
+    /// The same in the place of the runtime of this name.
+    pub fn named(family: &'static str, agent: impl Fn(SandboxId, DuplexStream) + Send + Sync + 'static) -> Self {
+        Self { family, agent: Arc::new(agent), state: Mutex::default() }
     }
 
     /// Makes every later call of `operation` (`"create"`, `"freeze"`, …) fail, or work again.
@@ -68,6 +92,22 @@ impl FakeRuntime {
         }
     }
 
+    /// Makes it as if what it works with were not there, or there again.
+    pub fn set_unavailable(&self, unavailable: bool) {
+        self.state().unavailable = unavailable;
+    }
+
+    /// Makes everything that is prepared wait, or go on.
+    pub fn hold_preparing(&self, held: bool) {
+        self.state().preparing.held.send_replace(held);
+    }
+
+    /// How often templates were prepared, and the most that were being prepared at once.
+    pub fn times_prepared(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.preparing.count, state.preparing.most)
+    }
+
     /// The sandboxes that exist.
     pub fn sandboxes(&self) -> Vec<SandboxId> {
         self.state().sandboxes.keys().copied().collect()
@@ -80,12 +120,37 @@ impl FakeRuntime {
 
     /// Whether the sandbox is frozen.
     pub fn is_frozen(&self, id: SandboxId) -> bool {
-        self.state().sandboxes.get(&id).is_some_and(|fake| fake.frozen)
+        self.state().sandboxes.get(&id).is_some_and(|fake| *fake.frozen.borrow())
+    }
+
+    /// Freezes a sandbox, or lets it go on, as somebody from outside does.
+    pub fn set_frozen_from_outside(&self, id: SandboxId, frozen: bool) {
+        if let Some(fake) = self.state().sandboxes.get(&id) {
+            fake.frozen.send_replace(frozen);
+        }
+    }
+
+    /// The templates that are prepared.
+    pub fn prepared(&self) -> Vec<String> {
+        self.state().prepared.iter().cloned().collect()
+    }
+
+    /// What a sandbox was made from.
+    pub fn template_of(&self, id: SandboxId) -> Option<String> {
+        self.state().sandboxes.get(&id).map(|fake| fake.template.clone())
     }
 
     /// Ends a sandbox as if its agent had been killed.
     pub fn kill(&self, id: SandboxId) {
         if let Some(fake) = self.state().sandboxes.get(&id) {
+            fake.alive.send_replace(false);
+        }
+    }
+
+    /// Ends a sandbox as somebody from outside does.
+    pub fn kill_from_outside(&self, id: SandboxId, what: &str) {
+        if let Some(fake) = self.state().sandboxes.get_mut(&id) {
+            fake.end.from_outside = Some(what.to_owned());
             fake.alive.send_replace(false);
         }
     }
@@ -134,10 +199,22 @@ impl State {
         if self.failing.contains(operation) {
             return Err(RuntimeError::host(operation, io::Error::other("made to fail")));
         }
+        if self.unavailable && OF_DAEMONS.contains(&operation) {
+            return Err(RuntimeError::Unavailable("made to be away".to_owned()));
+        }
         if self.unsupported.contains(operation) {
             return Err(RuntimeError::Unsupported(operation.to_owned()));
         }
         Ok(())
+    }
+}
+
+/// Counts one as being prepared.
+struct Counted<'a>(&'a FakeRuntime);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.state().preparing.now -= 1;
     }
 }
 
@@ -160,24 +237,67 @@ impl Listener for FakeListener {
 #[async_trait]
 impl Runtime for FakeRuntime {
     fn name(&self) -> &'static str {
-        "fake"
+        self.family
     }
 
-    fn writable_folders(&self, template: &str) -> Vec<PathBuf> {
-        if template != HOST_TEMPLATE {
-            return Vec::new();
-        }
+    async fn available(&self, _name: &RuntimeName) -> Result<(), RuntimeError> {
+        self.state().refuse_if_failing("available")
+    }
+
+    async fn prepare(
+        &self,
+        template: &Template,
+        runtime: &RuntimeName,
+        progress: &Arc<Progress>,
+    ) -> Result<Prepared, RuntimeError> {
+        progress.begin("pulling", 2);
+        progress.advance(1);
+        let mut held = {
+            let mut state = self.state();
+            state.preparing.count += 1;
+            state.preparing.now += 1;
+            state.preparing.most = state.preparing.most.max(state.preparing.now);
+            state.preparing.held.subscribe()
+        };
+        let _counted = Counted(self);
+        // its sender lives as long as this
+        let _ = held.wait_for(|held| !held).await;
+        let mut state = self.state();
+        state.refuse_if_failing("prepare")?;
+        state.prepared.insert(template.reference());
+        progress.advance(1);
+        Ok(Prepared {
+            template: template.reference(),
+            runtime: runtime.clone(),
+            root: Root::Host,
+            user: template.user.clone(),
+            writable_root: template.writable_root,
+            env: BTreeMap::new(),
+        })
+    }
+
+    async fn discard(&self, template: &str) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        state.refuse_if_failing("discard")?;
+        state.prepared.remove(template);
+        Ok(())
+    }
+
+    fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
         self.state().writable.clone().unwrap_or_else(|| vec!["/workspace".into()])
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
         let mut state = self.state();
         state.refuse_if_failing("create")?;
-        if spec.template != HOST_TEMPLATE {
-            return Err(RuntimeError::UnknownTemplate(spec.template.clone()));
-        }
         state.created += 1;
-        let fake = Fake { alive: watch::Sender::new(true), frozen: false, usage: Usage::default() };
+        let fake = Fake {
+            alive: watch::Sender::new(true),
+            frozen: watch::Sender::new(false),
+            usage: Usage::default(),
+            template: spec.template.template.clone(),
+            end: End::default(),
+        };
         state.sandboxes.insert(id, fake);
         Ok(())
     }
@@ -194,11 +314,15 @@ impl Runtime for FakeRuntime {
     }
 
     async fn freeze(&self, id: SandboxId) -> Result<(), RuntimeError> {
-        self.operate("freeze", id, |fake| fake.frozen = true)
+        self.operate("freeze", id, |fake| {
+            fake.frozen.send_replace(true);
+        })
     }
 
     async fn thaw(&self, id: SandboxId) -> Result<(), RuntimeError> {
-        self.operate("thaw", id, |fake| fake.frozen = false)
+        self.operate("thaw", id, |fake| {
+            fake.frozen.send_replace(false);
+        })
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
@@ -217,15 +341,26 @@ impl Runtime for FakeRuntime {
         Ok(Port { number, listener: Box::new(FakeListener { listener, alive }) })
     }
 
-    fn walls(&self) -> Vec<&'static str> {
+    fn walls(&self, _template: &Prepared) -> Vec<&'static str> {
         self.state().walls.clone()
     }
 
-    async fn ended(&self, id: SandboxId) {
+    async fn ended(&self, id: SandboxId) -> End {
         let alive = self.state().sandboxes.get(&id).map(|fake| fake.alive.subscribe());
         if let Some(mut alive) = alive {
             // an error means that the sandbox was destroyed: it has ended as well
             let _ = alive.wait_for(|alive| !alive).await;
+        }
+        self.state().sandboxes.get(&id).map(|fake| fake.end.clone()).unwrap_or_default()
+    }
+
+    async fn frozen_by_others(&self, id: SandboxId, known: bool) -> bool {
+        let frozen = self.state().sandboxes.get(&id).map(|fake| fake.frozen.subscribe());
+        let Some(mut frozen) = frozen else { return std::future::pending().await };
+        match frozen.wait_for(|frozen| *frozen != known).await.map(|frozen| *frozen) {
+            Ok(frozen) => frozen,
+            // it was destroyed
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -237,6 +372,8 @@ impl Runtime for FakeRuntime {
     }
 
     async fn reclaim(&self) -> Result<Vec<SandboxId>, RuntimeError> {
-        Ok(std::mem::take(&mut self.state().leftovers))
+        let mut state = self.state();
+        state.refuse_if_failing("reclaim")?;
+        Ok(std::mem::take(&mut state.leftovers))
     }
 }

@@ -6,25 +6,76 @@ pub mod fake;
 pub mod multiplex;
 pub mod walls;
 
-use std::{fmt, io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_model::{
+    Limits, RuntimeName, SandboxId, Template,
+    template::{self, Progress},
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use fake::FakeRuntime;
 
+/// A template that a runtime has on this machine, ready for sandboxes to be made from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// the template's reference: `python@3`, `host`
+    pub template: String,
+    /// the runtime and, of the Docker Engine, the OCI runtime: always named, `docker+runc`
+    pub runtime: RuntimeName,
+    /// its root file system
+    pub root: Root,
+    /// the user inside, by name or number; empty for the sandbox's own
+    pub user: String,
+    /// everything in it can be written, not the writable folders alone
+    pub writable_root: bool,
+    /// environment that the image brings
+    pub env: BTreeMap<String, String>,
+}
+
+/// A root file system on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// the host's own `/usr`
+    Host,
+    /// a folder of this machine that nobody writes to
+    Folder(PathBuf),
+    /// an image of the Docker Engine, by its id
+    Image(String),
+}
+
+impl Prepared {
+    /// The built-in template `host`, which needs no preparing.
+    #[must_use]
+    pub fn host() -> Self {
+        Self {
+            template: template::HOST.to_owned(),
+            runtime: RuntimeName::Linux,
+            root: Root::Host,
+            user: String::new(),
+            writable_root: false,
+            env: BTreeMap::new(),
+        }
+    }
+}
+
 /// What a sandbox is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxSpec {
-    /// the template's name; `host` is the host's own `/usr`, read-only
-    pub template: String,
+    /// the template
+    pub template: Prepared,
     /// bounds of its use
     pub limits: Limits,
 }
 
-/// The name of the built-in template.
-pub const HOST_TEMPLATE: &str = cloud_sandbox_model::input::TEMPLATE_DEFAULT;
+/// How a sandbox ended that nobody here had destroyed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct End {
+    /// what somebody or something outside did to it, in words that follow "it": `was killed from outside (exit code 137)`;
+    /// `None` where its agent ended by itself, or nobody knows
+    pub from_outside: Option<String>,
+}
 
 /// What a sandbox has used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -89,12 +140,44 @@ pub const INTERFACE: Interface = Interface {
     mtu: 1500,
 };
 
+/// The writable folders of a sandbox, with their modes: the same on all runtimes, so that a checkpoint of one can be
+/// restored on another.
+pub const SCRATCH: [(&str, u32); 6] = [
+    ("/workspace", 0o755),
+    ("/home/user", 0o755),
+    ("/tmp", 0o1777),
+    ("/var/tmp", 0o1777),
+    ("/run", 0o755),
+    ("/dev/shm", 0o1777),
+];
+
+/// Their names, in the order of their bytes.
+#[must_use]
+pub fn scratch_folders() -> Vec<PathBuf> {
+    let mut folders = SCRATCH.map(|(path, _)| path);
+    folders.sort_unstable();
+    folders.into_iter().map(PathBuf::from).collect()
+}
+
+/// Bytes of disk for each file that may exist: a quarter of what small source trees average.
+const BYTES_PER_INODE: u64 = 4096;
+const INODES_MIN: u64 = 1024;
+
+/// The most files that fit into `bytes` of disk.
+#[must_use]
+pub fn inodes(bytes: u64) -> u64 {
+    (bytes / BYTES_PER_INODE).max(INODES_MIN)
+}
+
 /// Why a runtime could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// The template does not exist here.
-    #[error("template '{0}' does not exist")]
-    UnknownTemplate(String),
+    /// The template cannot be prepared, or what was prepared is not there any more; the text says why and what helps.
+    #[error("template {template}: {why}")]
+    Template { template: String, why: String },
+    /// What the runtime works with does not answer: a daemon that is not there, for example. It may come back.
+    #[error("the runtime is not available: {0}")]
+    Unavailable(String),
     /// No such sandbox, or it has ended.
     #[error("sandbox {0} is gone")]
     Gone(SandboxId),
@@ -120,17 +203,34 @@ impl RuntimeError {
 /// one after the other for one sandbox.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// The runtime's name: `linux`.
+    /// The name of the runtime's family: `linux`, `docker`.
     fn name(&self) -> &'static str;
 
-    /// The folders of a template's sandboxes in which anything can be written, ascending: all that a checkpoint has to
-    /// hold. None for a template that does not exist here.
-    fn writable_folders(&self, template: &str) -> Vec<PathBuf>;
+    /// Whether sandboxes can be made now by `name`, which is of this runtime's family; why not otherwise. Templates that name
+    /// several runtimes take the first that is available.
+    async fn available(&self, name: &RuntimeName) -> Result<(), RuntimeError>;
+
+    /// Fetches what sandboxes of a template are made from, or finds it. `runtime` is one of the template's and of this
+    /// runtime's family. May take minutes; dropped, it leaves nothing half done that a later call does not remove or use.
+    async fn prepare(
+        &self,
+        template: &Template,
+        runtime: &RuntimeName,
+        progress: &Arc<Progress>,
+    ) -> Result<Prepared, RuntimeError>;
+
+    /// Drops what was prepared of a template; of one that was not, nothing. No sandbox is made from it any more.
+    async fn discard(&self, template: &str) -> Result<(), RuntimeError>;
+
+    /// The folders of a template's sandboxes in which anything can be written, in the order of their bytes: all that a
+    /// checkpoint has to hold. The same on all runtimes, so that a checkpoint of one can be restored on another.
+    fn writable_folders(&self, template: &Prepared) -> Vec<PathBuf>;
 
     /// Makes a sandbox in which the agent is starting. On an error nothing of it is left.
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError>;
 
-    /// A new connection to the sandbox's agent. The agent answers as soon as it runs.
+    /// A new connection to the sandbox's agent, to be written to at once: where agents dial their node, the next one comes
+    /// after the first byte on the last. The agent answers as soon as it runs.
     async fn connect(&self, id: SandboxId) -> Result<BoxedStream, RuntimeError>;
 
     /// Changes the limits of a living sandbox. The disk limit may only be changed before first use.
@@ -156,11 +256,18 @@ pub trait Runtime: Send + Sync + 'static {
         Err(RuntimeError::Unsupported(format!("give sandbox {id} an interface with {}", interface.address)))
     }
 
-    /// The walls that sandboxes have here, by their names in [`walls`].
-    fn walls(&self) -> Vec<&'static str>;
+    /// The walls that a template's sandboxes have here, by their names in [`walls`].
+    fn walls(&self, template: &Prepared) -> Vec<&'static str>;
 
     /// Resolves when the sandbox has ended by itself or by somebody else's hand: its agent is gone.
-    async fn ended(&self, id: SandboxId);
+    async fn ended(&self, id: SandboxId) -> End;
+
+    /// Resolves when somebody else has frozen the sandbox, or let it go on, and says whether it is frozen. `known` is what the
+    /// caller thinks: anything else resolves at once.
+    async fn frozen_by_others(&self, id: SandboxId, known: bool) -> bool {
+        let _ = (id, known);
+        std::future::pending().await
+    }
 
     /// Ends all that runs in the sandbox and removes all that was taken for it. Of a sandbox that does not exist,
     /// nothing is left either: that is success.

@@ -49,6 +49,7 @@ fn sandbox(entry: SandboxEntry) -> Sandbox {
     Sandbox {
         sandbox_id: entry.id.to_string(),
         template: entry.template,
+        runtime: entry.runtime,
         state: state.into(),
         user_id: entry.user,
         node_id: entry.node.to_string(),

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use cloud_sandbox_model::NodeId;
-use cloud_sandbox_storage::NodeEntry;
+use cloud_sandbox_storage::{NodeEntry, TemplateState};
 
 /// What is to be placed.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +30,7 @@ pub fn place(nodes: &[NodeEntry], request: &PlacementRequest<'_>) -> Vec<NodeId>
 /// Whether the node can make sandboxes from `template`.
 #[must_use]
 pub fn offers(node: &NodeEntry, template: &str) -> bool {
-    node.templates.iter().any(|own| own == template)
+    node.templates.iter().any(|own| own.reference == template && own.state == TemplateState::Ready)
 }
 
 /// The part of a node's capacity that nobody owns, in millionths. What is warm counts as free: it waits for owners.
@@ -44,13 +44,15 @@ fn free_millionths(node: &NodeEntry) -> u64 {
 mod tests {
     use proptest::prelude::*;
 
+    use cloud_sandbox_storage::NodeTemplate;
+
     use super::*;
 
     fn node(ready: u32, acquired: u32, capacity: u32) -> NodeEntry {
         NodeEntry {
             id: NodeId::generate(),
             address: String::new(),
-            templates: vec!["host".into()],
+            templates: vec![NodeTemplate::ready("host", "linux")],
             ready,
             acquired,
             paused: 0,
@@ -87,7 +89,7 @@ mod tests {
     #[test]
     fn draining_excluded_and_unsuited_nodes_are_left_out() {
         let draining = NodeEntry { draining: true, ..node(1, 0, 9) };
-        let unsuited = NodeEntry { templates: vec!["python".into()], ..node(1, 0, 9) };
+        let unsuited = NodeEntry { templates: vec![NodeTemplate::ready("python@1", "linux")], ..node(1, 0, 9) };
         let (tried, good) = (node(1, 0, 9), node(0, 8, 9));
         let request = PlacementRequest { template: "host", excluded: &[tried.id] };
         assert_eq!(place(&[draining, unsuited, tried, good.clone()], &request), [good.id]);
@@ -98,7 +100,7 @@ mod tests {
             (ready, acquired, creating, capacity) in (0_u32..5, any::<u32>(), 0_u32..5, any::<u32>()),
             (draining, suited) in any::<(bool, bool)>(),
         ) -> NodeEntry {
-            let templates = if suited { vec!["host".to_owned()] } else { vec![] };
+            let templates = if suited { vec![NodeTemplate::ready("host", "linux")] } else { vec![] };
             NodeEntry { creating, draining, templates, ..node(ready, acquired, capacity) }
         }
     }

@@ -19,19 +19,20 @@ use cloud_sandbox_storage::Directory;
 use metrics::{counter, histogram};
 use tonic::{Request, Response, Status};
 
-use crate::{acquire::Acquire, listing};
+use crate::{acquire::Acquire, listing, templates::Templates};
 
 /// Hands out sandboxes and takes them back.
 #[derive(Clone)]
 pub struct SchedulerService {
     nodes: Nodes,
+    templates: Templates,
 }
 
 impl SchedulerService {
-    /// A service over the nodes in `directory`, called through `dial`.
+    /// A service over the nodes in `directory`, called through `dial`, and what sandboxes are made from.
     #[must_use]
-    pub fn new(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Self {
-        Self { nodes: Nodes::new(directory, dial) }
+    pub fn new(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>, templates: Templates) -> Self {
+        Self { nodes: Nodes::new(directory, dial), templates }
     }
 
     /// The gRPC service.
@@ -44,7 +45,7 @@ impl SchedulerService {
         let context = CallContext::of(&request);
         let principal = Principal::of(&request)?.clone();
         let wanted = request.into_inner();
-        Acquire::new(&self.nodes, &context, &principal, &wanted)?.run().await
+        Acquire::new(&self.nodes, &self.templates, &context, &principal, &wanted)?.run().await
     }
 
     async fn release(&self, request: Request<ReleaseSandboxRequest>) -> Result<ReleaseSandboxResponse> {

@@ -10,9 +10,9 @@ use cloud_sandbox_proto::v1::{
     ReleaseSandboxRequest, ResourceLimits, Sandbox, SandboxState, scheduler_service_server::SchedulerService as _,
 };
 use cloud_sandbox_rpc::{LocalDial, from_status};
-use cloud_sandbox_scheduler::SchedulerService;
+use cloud_sandbox_scheduler::{SchedulerService, TemplateOptions, Templates};
 use cloud_sandbox_sim_node::{Fault, SimNode, assert_eventually, by, by_admin};
-use cloud_sandbox_storage::{Claim, Directory, MemoryDirectory};
+use cloud_sandbox_storage::{Claim, Directory, MemoryDirectory, MemoryTemplates};
 use tonic::{Request, Response, Status};
 
 struct World {
@@ -24,7 +24,9 @@ struct World {
 impl World {
     fn new() -> Self {
         let (directory, dial) = (Arc::new(MemoryDirectory::new()), LocalDial::new());
-        let service = SchedulerService::new(directory.clone(), Arc::new(dial.clone()));
+        let options = TemplateOptions { default_template: "host".into(), docker_image: "python:3.11-slim".into() };
+        let templates = Templates::new(Arc::new(MemoryTemplates::new()), options);
+        let service = SchedulerService::new(directory.clone(), Arc::new(dial.clone()), templates);
         Self { directory, dial, service }
     }
 

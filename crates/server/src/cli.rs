@@ -1,5 +1,7 @@
 //! The command line. The flags of settings come from the table of settings; everything else is said here.
 
+pub mod template;
+
 use std::{collections::HashMap, ffi::OsString, path::PathBuf};
 
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -40,6 +42,8 @@ pub enum Action {
     Doctor(DoctorArgs),
     /// Mint a token with the configured secret
     Token(TokenArgs),
+    /// Create, list, show and remove templates of a server that runs
+    Template(template::TemplateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +97,7 @@ impl Action {
             Self::Run(_) => Mode::Run,
             Self::Doctor(_) => Mode::Doctor,
             Self::Token(_) => Mode::Token,
+            Self::Template(_) => Mode::Template,
         }
     }
 }

@@ -79,6 +79,16 @@ impl DataDir {
         Ok(Lock { _file: lock })
     }
 
+    /// The secret that was made in the folder at `path`; `None` where there is none that this user may read.
+    pub fn known_secret(path: &Path) -> Result<Option<String>, DataDirError> {
+        let path = path.join(SECRET);
+        match std::fs::read_to_string(&path) {
+            Ok(secret) => strong(secret, path).map(Some),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
     /// The secret that was made here, made now if there is none. Several roles may ask at once: one makes it.
     pub fn secret(&self) -> Result<String, DataDirError> {
         let path = self.join(SECRET);
@@ -154,7 +164,9 @@ mod tests {
     fn secret_is_made_once_and_is_for_its_owner_alone() {
         let (_parent, folder) = folder();
         let secret = folder.secret().unwrap();
-        assert_eq!((secret.len(), folder.secret().unwrap()), (64, secret));
+        assert_eq!((secret.len(), folder.secret().unwrap()), (64, secret.clone()));
+        assert_eq!(DataDir::known_secret(folder.path()).unwrap(), Some(secret));
+        assert_eq!(DataDir::known_secret(&folder.join("nowhere")).unwrap(), None);
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&folder.join(SECRET)), mode(folder.path())), (0o600, 0o700));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -9,26 +9,33 @@ use std::{
 
 use anyhow::Context as _;
 use cloud_sandbox_model::error::chain;
+use cloud_sandbox_runtime::Prepared;
+use cloud_sandbox_runtime_docker::DockerRuntime;
 use cloud_sandbox_runtime_linux::{
     LinuxRuntime,
     doctor::{Check, Status, examine},
 };
 use serde_json::json;
 
-use crate::{cli::DoctorArgs, system};
+use crate::{
+    cli::DoctorArgs,
+    machine::{docker_options, linux_options},
+};
 
 /// Examines the host and prints what it found. Fails where no sandbox can be made.
 pub async fn doctor(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let folder = tempfile::tempdir().context("failed to make a temporary folder")?;
-    let options = system::runtime_options(folder.path().to_owned());
+    let options = linux_options(folder.path(), None);
     let mut checks = examine(&options).await;
     if is_able(&checks)
         && let Ok(runtime) = LinuxRuntime::new(&options)
     {
-        let tried = cloud_sandbox_node::try_walls(Arc::new(runtime), folder.path()).await;
+        let tried = cloud_sandbox_node::try_walls(Arc::new(runtime), &Prepared::host(), folder.path()).await;
         let tried = tried.unwrap_or_else(|error| vec![("a sandbox", chain(&error))]);
         note(&mut checks, tried);
     }
+    let docker = docker_options(None, folder.path().to_owned(), "doctor".to_owned());
+    checks.extend(DockerRuntime::new(docker).examine().await);
     let able = is_able(&checks);
     let text = if arguments.json { as_json(&checks, able) } else { as_table(&checks, able) };
     io::stdout().write_all(text.as_bytes()).context("failed to print")?;

@@ -2,11 +2,13 @@
 //! everything else is done elsewhere.
 
 mod cli;
+mod client;
 mod crash;
 mod data_dir;
 mod doctor;
 mod limits;
 mod listener;
+mod machine;
 mod operational;
 mod run;
 mod serve;
@@ -14,6 +16,7 @@ mod server;
 mod settings;
 mod signals;
 mod system;
+mod template;
 mod token;
 
 use std::{process::ExitCode, time::Duration};
@@ -69,6 +72,7 @@ fn act(action: &Action, resolved: &Resolved) -> anyhow::Result<ExitCode> {
             Action::Run(arguments) => run::run(settings, arguments).await,
             Action::Doctor(arguments) => doctor::doctor(arguments).await,
             Action::Token(arguments) => token::mint(settings, arguments).map(|()| ExitCode::SUCCESS),
+            Action::Template(arguments) => template::template(settings, arguments).await,
             _ => {
                 let metrics = Metrics::install(env!("CARGO_PKG_VERSION")).context("failed to install metrics")?;
                 tokio::spawn(upkeep(metrics.clone()));

@@ -17,7 +17,7 @@ use axum::{
 use cloud_sandbox_auth::AuthLayer;
 use cloud_sandbox_gateway_rest::Check;
 use cloud_sandbox_model::error::chain;
-use cloud_sandbox_storage::{Directory, SessionStore, WorkspaceStore};
+use cloud_sandbox_storage::{Directory, SessionStore, TemplateStore, WorkspaceStore};
 use cloud_sandbox_telemetry::{CallLayer, Metrics, metrics::CONTENT_TYPE as METRICS_TYPE};
 use futures::future::join_all;
 use tokio::time::{sleep, timeout};
@@ -34,6 +34,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 pub enum Store {
     Directory(Arc<dyn Directory>),
     Sessions(Arc<dyn SessionStore>),
+    Templates(Arc<dyn TemplateStore>),
     Workspaces(Arc<dyn WorkspaceStore>),
 }
 
@@ -43,6 +44,7 @@ impl Store {
         let (name, check) = match self {
             Self::Directory(directory) => ("directory", directory.check()),
             Self::Sessions(sessions) => ("sessions", sessions.check()),
+            Self::Templates(templates) => ("templates", templates.check()),
             Self::Workspaces(workspaces) => ("workspaces", workspaces.check()),
         };
         match timeout(CHECK_TIMEOUT, check).await {

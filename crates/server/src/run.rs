@@ -11,16 +11,20 @@ mod remote;
 use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
+use cloud_sandbox_model::error::reason;
 use cloud_sandbox_proto::v1::{
-    AcquireSandboxRequest, ExecExited, ExecuteRequest, ReleaseSandboxRequest, exec_service_client::ExecServiceClient,
-    scheduler_service_client::SchedulerServiceClient,
+    AcquireSandboxRequest, AcquireSandboxResponse, ExecExited, ExecuteRequest, ReleaseSandboxRequest,
+    exec_service_client::ExecServiceClient, scheduler_service_client::SchedulerServiceClient,
 };
 use cloud_sandbox_rpc::{Upstream, from_status, upstream::MESSAGE_MAX};
-use http::HeaderValue;
 use tokio::io::AsyncReadExt;
-use tonic::Status;
 
-use crate::{cli::RunArgs, settings::Settings, signals::Signals};
+use crate::{
+    cli::RunArgs,
+    client::{self, failure},
+    settings::Settings,
+    signals::Signals,
+};
 
 /// The exit code when the program could not be run at all, as container tools have it.
 pub const EXIT_NOT_RUN: u8 = 125;
@@ -29,6 +33,8 @@ const CODE_MAX: u64 = 1024 * 1024;
 /// The sandbox outlives the program by this much, should this process be killed in between.
 const LEASE_MARGIN: u32 = 60;
 const LEASE_MAX: u32 = 86_400;
+/// How often is looked whether a template is prepared.
+const TEMPLATE_POLL: Duration = Duration::from_millis(500);
 /// How long giving the sandbox back may take.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -40,13 +46,9 @@ struct Api {
 
 impl Api {
     fn new(scheduler: Upstream, exec: Upstream, token: &str) -> anyhow::Result<Self> {
-        let token = HeaderValue::try_from(format!("Bearer {token}")).context("the token is not a header")?;
-        let authorized = |upstream: Upstream| {
-            let token = token.clone();
-            upstream.authorized(move || Ok(token.clone()))
-        };
-        let exec = ExecServiceClient::new(authorized(exec)).max_decoding_message_size(MESSAGE_MAX);
-        Ok(Self { scheduler: SchedulerServiceClient::new(authorized(scheduler)), exec })
+        let exec = client::authorized(exec, token)?;
+        let exec = ExecServiceClient::new(exec).max_decoding_message_size(MESSAGE_MAX);
+        Ok(Self { scheduler: SchedulerServiceClient::new(client::authorized(scheduler, token)?), exec })
     }
 }
 
@@ -105,7 +107,7 @@ async fn in_sandbox(
     let lease = (timeout + LEASE_MARGIN).min(LEASE_MAX);
     let wanted = AcquireSandboxRequest { timeout_seconds: lease, ..AcquireSandboxRequest::default() };
     let acquired = tokio::select! {
-        acquired = api.scheduler.acquire_sandbox(wanted) => acquired.map_err(failure)?.into_inner(),
+        acquired = acquire(&mut api.scheduler, wanted) => acquired?,
         // the call ends with this, and whoever makes a sandbox for nobody destroys it
         (_, code) = signals.next() => return Ok(Outcome::Signalled(code)),
     };
@@ -124,6 +126,29 @@ async fn in_sandbox(
         Err(_) => tracing::warn!("the release did not end in time; the sandbox's lease ends"),
     }
     outcome
+}
+
+/// Acquires a sandbox, once its template is prepared.
+async fn acquire(
+    scheduler: &mut SchedulerServiceClient<Upstream>,
+    wanted: AcquireSandboxRequest,
+) -> anyhow::Result<AcquireSandboxResponse> {
+    let mut waiting = false;
+    loop {
+        let status = match scheduler.acquire_sandbox(wanted.clone()).await {
+            Ok(acquired) => return Ok(acquired.into_inner()),
+            Err(status) => status,
+        };
+        let error = from_status(&status);
+        if error.reason() != reason::TEMPLATE_NOT_READY {
+            return Err(failure(status));
+        }
+        if !waiting {
+            eprintln!("cloud-sandbox: {}; waiting", error.message());
+        }
+        waiting = true;
+        tokio::time::sleep(TEMPLATE_POLL).await;
+    }
 }
 
 /// Says on standard error what the program itself could not, and gives its exit code.
@@ -160,10 +185,4 @@ async fn read(file: &str) -> anyhow::Result<String> {
         bail!("{name} is larger than a program may be ({CODE_MAX} bytes)");
     }
     String::from_utf8(code).with_context(|| format!("{name} is not UTF-8 text"))
-}
-
-/// What a call's status says, for people.
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err(failure)")]
-fn failure(status: Status) -> anyhow::Error {
-    anyhow::Error::msg(from_status(&status).message().to_owned())
 }

@@ -1,6 +1,6 @@
 //! What each serving mode is made of.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -11,9 +11,8 @@ use axum::{
 };
 use cloud_sandbox_auth::{AuthLayer, Role, Tokens};
 use cloud_sandbox_gateway_rest::{Check, Gateway, Options as GatewayOptions, Upstreams};
-use cloud_sandbox_node::Node;
-use cloud_sandbox_rpc::{Dial, Upstream, connect, in_process};
-use cloud_sandbox_runtime_linux::LinuxRuntime;
+use cloud_sandbox_node::{Node, Runtimes};
+use cloud_sandbox_rpc::{Upstream, connect, in_process};
 use cloud_sandbox_session::Parts;
 use cloud_sandbox_storage::{Directory, WorkspaceStore};
 use cloud_sandbox_telemetry::Metrics;
@@ -28,11 +27,12 @@ use crate::{
     data_dir::DataDir,
     limits,
     listener::Port,
+    machine::Machine,
     operational::{self, Services, Store},
     server::Server,
     settings::{Mode, Resolved, Settings},
     signals::Signals,
-    system::{self, Sessions},
+    system::{self, Database, Scheduling, Sessions},
     token,
 };
 
@@ -40,11 +40,10 @@ use crate::{
 const CALL_MAX: Duration = Duration::from_secs(86_400 + 60);
 /// The node's name in the directory when nobody else reads that.
 const THIS_PROCESS: &str = "in-process";
-/// The folder of what belongs to one life of the process, in the data folder.
-const RUN_DIR: &str = "run";
 /// The folder of what executions printed.
 const JOURNAL_DIR: &str = "journal";
-const SESSIONS_FILE: &str = "sessions.db";
+/// The file of sessions and templates.
+const DATABASE_FILE: &str = "sessions.db";
 /// The folder of checkpoints.
 const WORKSPACES_DIR: &str = "workspaces";
 
@@ -86,10 +85,11 @@ impl Start<'_> {
         let grpc = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
         let workspaces = self.workspaces().await?;
-        let runtime = system::runtime(settings, self.run_dir())?;
+        let machine = Machine::open(settings, self.data_dir.path()).await?;
+        let cgroups = machine.cgroups();
         let shared = settings.redis_url.is_some();
         let address = if shared { self.advertised(grpc.address()) } else { THIS_PROCESS.to_owned() };
-        let node = self.node(address.clone(), runtime.clone(), &directory, &workspaces).await?;
+        let node = self.node(address.clone(), machine.runtimes, &directory, &workspaces).await?;
 
         let of_services = AuthLayer::for_services(self.tokens.clone());
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
@@ -97,10 +97,17 @@ impl Start<'_> {
         let services = |routes, stores| Services::new(routes, AuthLayer::new(self.tokens.clone()), stores);
         let own = in_process(nodes.router.clone());
         let dial = |name| system::dial(&self.tokens, name, Some((&address, own.clone())));
-        let scheduler = system::scheduler_routes(Arc::clone(&directory), dial("scheduler"));
-        let scheduler = services(scheduler, vec![shared_in(&directory)]);
+        let database = self.database().await?;
+        let scheduling = Scheduling::new(settings, database.templates, Arc::clone(&directory), dial("scheduler"));
+        let scheduler = services(scheduling.routes(), vec![shared_in(&directory), listed_in(&scheduling)]);
         let upstream = |services: &Services| in_process(services.router.clone());
-        let sessions = self.sessions(upstream(&scheduler), &directory, &workspaces, dial("session-manager")).await?;
+        let sessions = self.sessions(Parts {
+            store: database.sessions,
+            workspaces: Arc::clone(&workspaces),
+            directory: Arc::clone(&directory),
+            dial: dial("session-manager"),
+            scheduler: upstream(&scheduler),
+        })?;
         let session = sessions.routes();
         let session = services(session, vec![shared_in(&directory), kept_in(&sessions), saved_in(&workspaces)]);
         let exec = system::exec_routes(Arc::clone(&directory), dial("exec"), upstream(&session));
@@ -113,28 +120,26 @@ impl Start<'_> {
         let gateway = self.gateway(upstreams, checks.to_vec())?;
         // other servers on the same Redis reach this node here
         let node_calls = shared.then(|| nodes.router.clone());
-        self.announce(edge.address(), Some(grpc.address()), Some(&runtime));
+        self.announce(edge.address(), Some(grpc.address()), Some(cgroups));
         let readiness = [nodes, scheduler, session, exec].map(|services| services.readiness).to_vec();
         Ok(Server {
             ports: vec![(edge, gateway.router()), (grpc, grpc_only(&gateway, node_calls, &self.tokens))],
             gateway: Some(gateway),
             readiness,
+            scheduling: Some(scheduling),
             sessions: Some(sessions),
             node: Some(node),
             drain_timeout: settings.drain_timeout(),
         })
     }
 
-    async fn sessions(
-        &self,
-        scheduler: Upstream,
-        directory: &Arc<dyn Directory>,
-        workspaces: &Arc<dyn WorkspaceStore>,
-        dial: Arc<dyn Dial>,
-    ) -> anyhow::Result<Sessions> {
-        let path = self.data_dir.join(SESSIONS_FILE);
-        let (workspaces, directory) = (Arc::clone(workspaces), Arc::clone(directory));
-        Sessions::open(self.settings, &path, |store| Parts { store, workspaces, directory, dial, scheduler }).await
+    fn sessions(&self, parts: Parts) -> anyhow::Result<Sessions> {
+        Sessions::new(self.settings, parts)
+    }
+
+    /// Where sessions and templates lie.
+    async fn database(&self) -> anyhow::Result<Database> {
+        system::database(self.settings, &self.data_dir.join(DATABASE_FILE)).await
     }
 
     async fn gateway_alone(&self) -> anyhow::Result<Server> {
@@ -154,6 +159,7 @@ impl Start<'_> {
             ports: vec![(port, gateway.router())],
             gateway: Some(gateway),
             readiness: Vec::new(),
+            scheduling: None,
             sessions: None,
             node: None,
             drain_timeout: settings.drain_timeout(),
@@ -165,11 +171,12 @@ impl Start<'_> {
         let port = Port::bind(settings.grpc_listen, "grpc_listen").await?;
         let directory = system::directory(settings).await?;
         let workspaces = self.workspaces().await?;
-        let runtime = system::runtime(settings, self.run_dir())?;
+        let machine = Machine::open(settings, self.data_dir.path()).await?;
+        let cgroups = machine.cgroups();
         let address = self.advertised(port.address());
-        let node = self.node(address, runtime.clone(), &directory, &workspaces).await?;
+        let node = self.node(address, machine.runtimes, &directory, &workspaces).await?;
         let routes = system::node_routes(&node);
-        self.announce(port.address(), None, Some(&runtime));
+        self.announce(port.address(), None, Some(cgroups));
         let stores = vec![shared_in(&directory), saved_in(&workspaces)];
         let mut server = self.role(port, routes, AuthLayer::for_services(self.tokens.clone()), stores)?;
         server.node = Some(node);
@@ -182,25 +189,34 @@ impl Start<'_> {
         let directory = system::directory(settings).await?;
         let dial = |name| system::dial(&self.tokens, name, None);
         let mut stores = vec![shared_in(&directory)];
-        let (sessions, routes) = match self.resolved.mode {
-            Mode::Scheduler => (None, system::scheduler_routes(Arc::clone(&directory), dial("scheduler"))),
+        let (mut scheduling, mut sessions) = (None, None);
+        let routes = match self.resolved.mode {
+            Mode::Scheduler => {
+                let templates = self.database().await?.templates;
+                let own = Scheduling::new(settings, templates, Arc::clone(&directory), dial("scheduler"));
+                stores.push(listed_in(&own));
+                scheduling.insert(own).routes()
+            }
             Mode::SessionManager => {
-                let scheduler = remote(&settings.scheduler_url)?;
                 let workspaces = self.workspaces().await?;
-                let sessions = self.sessions(scheduler, &directory, &workspaces, dial("session-manager")).await?;
-                stores.extend([kept_in(&sessions), saved_in(&workspaces)]);
-                let routes = sessions.routes();
-                (Some(sessions), routes)
+                let own = self.sessions(Parts {
+                    store: self.database().await?.sessions,
+                    workspaces: Arc::clone(&workspaces),
+                    directory: Arc::clone(&directory),
+                    dial: dial("session-manager"),
+                    scheduler: remote(&settings.scheduler_url)?,
+                })?;
+                stores.extend([kept_in(&own), saved_in(&workspaces)]);
+                sessions.insert(own).routes()
             }
             _ => {
                 let session = remote(&settings.session_url)?;
-                (None, system::exec_routes(Arc::clone(&directory), dial("exec"), session))
+                system::exec_routes(Arc::clone(&directory), dial("exec"), session)
             }
         };
         self.announce(port.address(), None, None);
-        let mut server = self.role(port, routes, AuthLayer::new(self.tokens.clone()), stores)?;
-        server.sessions = sessions;
-        Ok(server)
+        let server = self.role(port, routes, AuthLayer::new(self.tokens.clone()), stores)?;
+        Ok(Server { scheduling, sessions, ..server })
     }
 
     /// A process that serves `routes` on one port.
@@ -211,6 +227,7 @@ impl Start<'_> {
             ports: vec![(port, router)],
             gateway: None,
             readiness: vec![services.readiness],
+            scheduling: None,
             sessions: None,
             node: None,
             drain_timeout: self.settings.drain_timeout(),
@@ -238,21 +255,17 @@ impl Start<'_> {
     async fn node(
         &self,
         address: String,
-        runtime: Arc<LinuxRuntime>,
+        runtimes: Runtimes,
         directory: &Arc<dyn Directory>,
         workspaces: &Arc<dyn WorkspaceStore>,
     ) -> anyhow::Result<Node> {
         let journal = self.data_dir.join(JOURNAL_DIR);
-        system::node(self.settings, address, journal, runtime, Arc::clone(directory), Arc::clone(workspaces)).await
+        system::node(self.settings, address, journal, runtimes, Arc::clone(directory), Arc::clone(workspaces)).await
     }
 
     /// Where checkpoints lie.
     async fn workspaces(&self) -> anyhow::Result<Arc<dyn WorkspaceStore>> {
         system::workspaces(self.settings, &self.data_dir.join(WORKSPACES_DIR)).await
-    }
-
-    fn run_dir(&self) -> PathBuf {
-        self.data_dir.join(RUN_DIR)
     }
 
     /// Where others reach the gRPC of this process.
@@ -261,7 +274,7 @@ impl Start<'_> {
     }
 
     /// The line in the log by which an operator knows what runs.
-    fn announce(&self, listening: SocketAddr, grpc: Option<SocketAddr>, runtime: Option<&LinuxRuntime>) {
+    fn announce(&self, listening: SocketAddr, grpc: Option<SocketAddr>, cgroups: Option<String>) {
         let settings = self.settings;
         let data_dir = self.data_dir.path().display();
         let version = env!("CARGO_PKG_VERSION");
@@ -273,11 +286,11 @@ impl Start<'_> {
         for (name, instead) in &self.resolved.unheeded {
             tracing::warn!("{name} has no effect: {instead}");
         }
-        match runtime {
-            Some(runtime) => tracing::info!(
+        match cgroups {
+            Some(cgroups) => tracing::info!(
                 version, %data_dir, grpc, directory, workspaces, pool_min, pool_max,
-                runtime = settings.sandbox_runtime,
-                cgroups = runtime.cgroups().unwrap_or_else(|| "none".to_owned()),
+                runtimes = settings.sandbox_runtimes.join(","),
+                cgroups,
                 "{mode} is ready on http://{listening}"
             ),
             None => tracing::info!(version, %data_dir, "{mode} is ready on http://{listening}"),
@@ -293,6 +306,11 @@ fn shared_in(directory: &Arc<dyn Directory>) -> Store {
 /// The same of the sessions.
 fn kept_in(sessions: &Sessions) -> Store {
     Store::Sessions(Arc::clone(&sessions.store))
+}
+
+/// The same of templates.
+fn listed_in(scheduling: &Scheduling) -> Store {
+    Store::Templates(Arc::clone(&scheduling.store))
 }
 
 /// The same of checkpoints.

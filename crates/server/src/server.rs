@@ -16,7 +16,7 @@ use crate::{
     listener::Port,
     operational::Readiness,
     signals::Signals,
-    system::{DESTROY_PATIENCE, Sessions},
+    system::{DESTROY_PATIENCE, Scheduling, Sessions},
 };
 
 /// How long calls that had no more time may take to say so.
@@ -30,6 +30,7 @@ pub struct Server {
     pub ports: Vec<(Port, Router)>,
     pub gateway: Option<Gateway>,
     pub readiness: Vec<Readiness>,
+    pub scheduling: Option<Scheduling>,
     pub sessions: Option<Sessions>,
     pub node: Option<Node>,
     pub drain_timeout: Duration,
@@ -49,6 +50,10 @@ impl Server {
         }
         let keeping =
             self.sessions.as_ref().map(|sessions| tokio::spawn(sessions.keeper().run(stop.clone().cancelled_owned())));
+        let publishing = self
+            .scheduling
+            .as_ref()
+            .map(|scheduling| tokio::spawn(scheduling.publisher().run(stop.clone().cancelled_owned())));
         let (signal, _) = signals.next().await;
         tracing::info!(signal, seconds = self.drain_timeout.as_secs(), "stopping: calls under way may end");
         signals.exit_at_the_next();
@@ -76,10 +81,12 @@ impl Server {
         if cut > 0 {
             tracing::warn!(connections = cut, "cut what did not end in time");
         }
-        if let Some(keeping) = keeping
-            && let Err(error) = keeping.await
-        {
-            tracing::error!(%error, "the session keeper did not end by itself");
+        for (task, name) in [(keeping, "the session keeper"), (publishing, "the publisher of templates")] {
+            if let Some(task) = task
+                && let Err(error) = task.await
+            {
+                tracing::error!(%error, "{name} did not end by itself");
+            }
         }
         if let (Some(sessions), Some(node)) = (&self.sessions, &self.node) {
             // the sandboxes end with this process, the sessions do not
@@ -94,6 +101,9 @@ impl Server {
         };
         if let Some(sessions) = self.sessions {
             sessions.close().await;
+        }
+        if let Some(scheduling) = self.scheduling {
+            scheduling.store.close().await;
         }
         if left > 0 {
             bail!("{left} sandboxes could not be destroyed; the next start reclaims them");

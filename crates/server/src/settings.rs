@@ -22,7 +22,7 @@ pub use print::{print, write_default};
 pub use rules::is_well_known;
 pub use s3::S3Settings;
 pub use table::{Kind, Row, TABLE};
-pub use values::Secret;
+pub use values::{Secret, bytes as parse_bytes};
 
 /// The environment variable that names the file.
 pub const CONFIG_ENV: &str = "CLOUD_SANDBOX_CONFIG";
@@ -39,6 +39,7 @@ pub enum Mode {
     Run,
     Doctor,
     Token,
+    Template,
 }
 
 impl Mode {
@@ -53,6 +54,7 @@ impl Mode {
         Self::Run,
         Self::Doctor,
         Self::Token,
+        Self::Template,
     ];
 
     /// The command's name.
@@ -67,6 +69,7 @@ impl Mode {
             Self::Run => "run",
             Self::Doctor => "doctor",
             Self::Token => "token",
+            Self::Template => "template",
         }
     }
 }
@@ -86,7 +89,10 @@ pub struct Settings {
     pub sandbox_limits: Limits,
     /// the most that a caller may ask for; `output_bytes` is `journal_execution_bytes`
     pub sandbox_limits_max: Limits,
-    pub sandbox_runtime: String,
+    pub sandbox_runtimes: Vec<String>,
+    pub docker_host: Option<String>,
+    pub sandbox_image: String,
+    pub default_template: String,
     pub require_isolation: bool,
     pub warm_contexts: Vec<String>,
     pub journal_retention_seconds: u32,
@@ -176,8 +182,7 @@ pub struct Given<'a> {
 }
 
 /// Variables that people know for this service and that this version does not heed, with what holds instead.
-const UNHEEDED: [(&str, &str); 1] =
-    [("SANDBOX_IMAGE", "there is no Docker runtime yet: sandboxes show the host's /usr")];
+const UNHEEDED: [(&str, &str); 1] = [("SANDBOX_RUNTIME", "SANDBOX_RUNTIMES lists what isolates the sandboxes")];
 
 /// The effective settings and where each came from.
 #[derive(Debug, Clone)]
@@ -223,6 +228,9 @@ pub fn resolve(mode: Mode, host: &Host, given: &Given<'_>) -> Result<Resolved, F
     if resolved.source("sandbox_disk_bytes") == Source::Default {
         // whoever asks for less memory alone wants a sandbox that fits into it
         resolved.settings.sandbox_limits = resolved.settings.sandbox_limits.with_disk_within_memory();
+    }
+    if resolved.source("default_template") == Source::Default {
+        resolved.settings.default_template = defaults::template(&resolved.settings.sandbox_runtimes).to_owned();
     }
     let kept = resolved.settings.journal_execution_bytes;
     resolved.settings.sandbox_limits_max.output_bytes = kept;

@@ -6,19 +6,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use cloud_sandbox_auth::{ServiceIdentity, Tokens};
 use cloud_sandbox_exec::{ContextService, ExecService, FileService};
 use cloud_sandbox_model::NodeId;
-use cloud_sandbox_node::{Node, Options as NodeOptions};
+use cloud_sandbox_node::{Node, Options as NodeOptions, Runtimes};
 use cloud_sandbox_rpc::{Dial, LocalDial, RemoteDial, Upstream, upstream::BoxError};
-use cloud_sandbox_runtime::Runtime;
-use cloud_sandbox_runtime_linux::{LinuxRuntime, Options as RuntimeOptions};
-use cloud_sandbox_scheduler::SchedulerService;
+use cloud_sandbox_scheduler::{SchedulerService, TemplateOptions, TemplatePublisher, TemplateService, Templates};
 use cloud_sandbox_session::{Options as SessionOptions, Parts, SessionKeeper, SessionService};
 use cloud_sandbox_storage::{
-    Directory, FileWorkspaces, MemoryDirectory, PostgresSessions, RedisDirectory, S3Workspaces, SessionStore,
-    SqliteSessions, WorkspaceStore,
+    Directory, FileWorkspaces, MemoryDirectory, PostgresDatabase, RedisDirectory, S3Workspaces, SessionStore,
+    SqliteDatabase, TemplateStore, WorkspaceStore,
 };
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
@@ -59,35 +57,18 @@ pub async fn workspaces(settings: &Settings, path: &Path) -> anyhow::Result<Arc<
     Ok(Arc::new(opened.with_context(|| format!("failed to open the workspaces in {}", path.display()))?))
 }
 
-/// The runtime, prepared. Each protection that this host does not offer is logged, or ends the start where the
-/// settings require all.
-pub fn runtime(settings: &Settings, state_dir: PathBuf) -> anyhow::Result<Arc<LinuxRuntime>> {
-    let runtime = LinuxRuntime::new(&runtime_options(state_dir)).context("failed to prepare the sandbox runtime")?;
-    for loss in runtime.losses() {
-        tracing::warn!(protection = loss.protection, remedy = loss.remedy, "not protected: {}", loss.detail);
-    }
-    if settings.require_isolation && !runtime.losses().is_empty() {
-        let lost: Vec<_> = runtime.losses().iter().map(|loss| loss.protection).collect();
-        bail!("this host lacks {} (setting require_isolation); see cloud-sandbox doctor", lost.join(", "));
-    }
-    Ok(Arc::new(runtime))
-}
-
-/// The Linux runtime with the programs that this one carries.
-pub fn runtime_options(state_dir: PathBuf) -> RuntimeOptions {
-    RuntimeOptions { state_dir, agent: cloud_sandbox_embedded::AGENT, jailer: cloud_sandbox_embedded::JAILER }
-}
-
 /// Starts the node: the sandboxes of this machine, called at `address`, with its journal in a folder of its own.
 pub async fn node(
     settings: &Settings,
     address: String,
     journal_dir: PathBuf,
-    runtime: Arc<dyn Runtime>,
+    runtimes: Runtimes,
     directory: Arc<dyn Directory>,
     workspaces: Arc<dyn WorkspaceStore>,
 ) -> anyhow::Result<Node> {
     let mut options = NodeOptions::new(NodeId::generate(), address, journal_dir);
+    options.default_template.clone_from(&settings.default_template);
+    options.image.clone_from(&settings.sandbox_image);
     options.pool_min = settings.pool_min_size as usize;
     options.pool_max = settings.pool_max_size as usize;
     options.max_limits = settings.sandbox_limits_max;
@@ -98,7 +79,7 @@ pub async fn node(
     options.journal.total_bytes = settings.journal_total_bytes;
     let id = options.id;
     let node =
-        Node::start(options, runtime, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
+        Node::start(options, runtimes, Arc::clone(&directory), workspaces).await.context("failed to start the node")?;
     // the first caller must not hear that there is no node
     let seen = timeout(REPORT_PATIENCE, reported(&*directory, id)).await;
     if seen.is_err() {
@@ -141,9 +122,40 @@ impl Dial for NodeDial {
     }
 }
 
-/// `SchedulerService`.
-pub fn scheduler_routes(directory: Arc<dyn Directory>, dial: Arc<dyn Dial>) -> Routes {
-    Routes::new(SchedulerService::new(directory, dial).grpc())
+/// What hands out sandboxes, and keeps what they are made from.
+pub struct Scheduling {
+    pub store: Arc<dyn TemplateStore>,
+    templates: Templates,
+    directory: Arc<dyn Directory>,
+    dial: Arc<dyn Dial>,
+}
+
+impl Scheduling {
+    /// The templates in `store`, and the nodes in `directory`, called through `dial`.
+    pub fn new(
+        settings: &Settings,
+        store: Arc<dyn TemplateStore>,
+        directory: Arc<dyn Directory>,
+        dial: Arc<dyn Dial>,
+    ) -> Self {
+        let options = TemplateOptions {
+            default_template: settings.default_template.clone(),
+            docker_image: settings.sandbox_image.clone(),
+        };
+        Self { templates: Templates::new(Arc::clone(&store), options), store, directory, dial }
+    }
+
+    /// `SchedulerService` and `TemplateService`.
+    pub fn routes(&self) -> Routes {
+        let (directory, templates) = (Arc::clone(&self.directory), self.templates.clone());
+        let scheduler = SchedulerService::new(Arc::clone(&directory), Arc::clone(&self.dial), templates.clone());
+        Routes::new(scheduler.grpc()).add_service(TemplateService::new(templates, directory).grpc())
+    }
+
+    /// What tells nodes the templates.
+    pub fn publisher(&self) -> TemplatePublisher {
+        TemplatePublisher::new(self.templates.clone(), Arc::clone(&self.directory), Arc::clone(&self.dial))
+    }
 }
 
 /// `ExecService`, `ContextService` and `FileService`, which ask `session` where sessions are.
@@ -160,15 +172,9 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// The sessions in the store that the settings name; unless they name one, in the file at `path`. `parts` is handed
-    /// the store and gives the rest.
-    pub async fn open(
-        settings: &Settings,
-        path: &Path,
-        parts: impl FnOnce(Arc<dyn SessionStore>) -> Parts,
-    ) -> anyhow::Result<Self> {
-        let store = session_store(settings, path).await?;
-        let (parts, options) = (parts(Arc::clone(&store)), session_options(settings));
+    /// The sessions in `parts.store`.
+    pub fn new(settings: &Settings, parts: Parts) -> anyhow::Result<Self> {
+        let (store, options) = (Arc::clone(&parts.store), session_options(settings));
         let sessions = match crash::probe()? {
             Some(probe) => cloud_sandbox_session::Sessions::watched(parts, options, probe),
             None => cloud_sandbox_session::Sessions::new(parts, options),
@@ -196,6 +202,7 @@ impl Sessions {
 fn session_options(settings: &Settings) -> SessionOptions {
     let defaults = SessionOptions::default();
     SessionOptions {
+        default_template: settings.default_template.clone(),
         frozen_for: Duration::from_secs(settings.session_frozen_seconds.into()),
         checkpoints_kept: settings.checkpoints_kept as usize,
         checkpoints_kept_for: Duration::from_secs(u64::from(settings.checkpoints_kept_days) * 86_400),
@@ -206,11 +213,20 @@ fn session_options(settings: &Settings) -> SessionOptions {
     }
 }
 
-async fn session_store(settings: &Settings, path: &Path) -> anyhow::Result<Arc<dyn SessionStore>> {
+/// What is kept in the database.
+pub struct Database {
+    pub sessions: Arc<dyn SessionStore>,
+    pub templates: Arc<dyn TemplateStore>,
+}
+
+/// The database that the settings name; unless they name one, the file at `path`.
+pub async fn database(settings: &Settings, path: &Path) -> anyhow::Result<Database> {
     if let Some(url) = &settings.database_url {
-        let connected = PostgresSessions::connect(url.reveal()).await;
-        return Ok(Arc::new(connected.context("failed to open the sessions in PostgreSQL (setting database_url)")?));
+        let connected = PostgresDatabase::connect(url.reveal()).await;
+        let database = connected.context("failed to open the database in PostgreSQL (setting database_url)")?;
+        return Ok(Database { sessions: Arc::new(database.sessions()), templates: Arc::new(database.templates()) });
     }
-    let opened = SqliteSessions::open(path).await;
-    Ok(Arc::new(opened.with_context(|| format!("failed to open the sessions in {}", path.display()))?))
+    let opened = SqliteDatabase::open(path).await;
+    let database = opened.with_context(|| format!("failed to open the database in {}", path.display()))?;
+    Ok(Database { sessions: Arc::new(database.sessions()), templates: Arc::new(database.templates()) })
 }

@@ -27,6 +27,19 @@ pub fn tokens(settings: &Settings, data_dir: &DataDir) -> anyhow::Result<Tokens>
     Ok(Tokens::hs256(secret.as_bytes()))
 }
 
+/// A token of an admin, signed with the secret of the settings or with the one in the data folder; `None` where there is
+/// none that this user may read. Nothing is made.
+pub fn of_this_machine(settings: &Settings, user: &str, ttl: Duration) -> anyhow::Result<Option<String>> {
+    let secret = match &settings.jwt_secret {
+        Some(secret) => Some(secret.reveal().clone()),
+        None => DataDir::known_secret(&settings.data_dir)?,
+    };
+    let Some(secret) = secret else { return Ok(None) };
+    let principal = Principal::new(DEFAULT_TENANT, user, Role::Admin);
+    let token = Tokens::hs256(secret.as_bytes()).mint(&principal, ttl).context("failed to mint a token")?;
+    Ok(Some(token))
+}
+
 /// Hands out tokens for the configured keys; freely where nobody outside this machine can ask and there are no keys.
 pub fn issuer(resolved: &Resolved, tokens: &Tokens) -> TokenIssuer {
     let settings = &resolved.settings;

@@ -6,7 +6,7 @@ use cloud_sandbox_proto::{
     node::v1 as node,
     v1::{self, AcquireSandboxRequest, PauseDepth, ResumeManifest},
 };
-use cloud_sandbox_rpc::{CallContext, from_status};
+use cloud_sandbox_rpc::{CallContext, from_status, limits_message};
 use cloud_sandbox_storage::{CheckpointRecord, SessionRecord};
 use prost::Message;
 use tonic::Status;
@@ -17,7 +17,7 @@ use crate::{
     life::{Sessions, now},
     pilot::{FIRST_LEASE, Pilot},
     steps::Step,
-    wire::{limits_message, network_message},
+    wire::network_message,
 };
 
 /// The lease of a running session's sandbox, in seconds: the longest there is, renewed by the keeper.

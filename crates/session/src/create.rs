@@ -7,15 +7,13 @@ use std::{collections::HashMap, time::SystemTime};
 
 use cloud_sandbox_auth::Principal;
 use cloud_sandbox_model::{
-    CheckpointId, Error, ErrorKind, Result, SessionId, SessionState,
-    error::reason,
-    input::{TEMPLATE_DEFAULT, Violations},
+    CheckpointId, Error, ErrorKind, Result, SessionId, SessionState, error::reason, input::Violations,
 };
-use cloud_sandbox_proto::v1::{CreateSessionRequest, ResourceLimits};
-use cloud_sandbox_rpc::{CallContext, network_policy};
+use cloud_sandbox_proto::v1::CreateSessionRequest;
+use cloud_sandbox_rpc::{CallContext, limits_of, network_policy};
 use cloud_sandbox_storage::{
     CheckpointRecord, SessionRecord, StorageError,
-    sessions::{Inserted, SessionDetails, WantedLimits, WantedNetwork},
+    sessions::{Inserted, SessionDetails, WantedNetwork},
 };
 use sha2::{Digest, Sha256};
 
@@ -55,10 +53,10 @@ impl Sessions {
         let on_timeout = violations.take(timeouts::action(request.on_timeout));
         violations.finish()?;
 
-        let template = if request.template.is_empty() { TEMPLATE_DEFAULT } else { &request.template };
+        let template = if request.template.is_empty() { &self.options.default_template } else { &request.template };
         let details = SessionDetails {
             env: request.env.clone().into_iter().collect(),
-            limits: request.limits.map(wanted),
+            limits: request.limits.map(limits_of),
             network: wanted_network(request.network.as_ref()),
             timeout_seconds: if request.timeout_seconds == 0 { TIMEOUT_DEFAULT } else { request.timeout_seconds },
             idle_timeout_seconds: request.idle_timeout_seconds,
@@ -289,19 +287,6 @@ impl Pilot {
     }
 }
 
-fn wanted(limits: ResourceLimits) -> WantedLimits {
-    WantedLimits {
-        memory_bytes: limits.memory_bytes,
-        cpu_millis: limits.cpu_millis,
-        pids: limits.pids,
-        disk_bytes: limits.disk_bytes,
-        open_files: limits.open_files,
-        output_bytes: limits.output_bytes,
-        execution_seconds: limits.execution_seconds,
-        cpu_weight: limits.cpu_weight,
-    }
-}
-
 /// Parts of a request, each with its length before it, so that no two lists of parts look the same.
 #[derive(Default)]
 struct Fingerprint(Sha256);
@@ -373,6 +358,8 @@ fn fork_fingerprint(record: &SessionRecord) -> String {
 
 #[cfg(test)]
 mod tests {
+    use cloud_sandbox_proto::v1::ResourceLimits;
+
     use super::*;
 
     fn request(env: &[(&str, &str)], metadata: &[(&str, &str)]) -> CreateSessionRequest {

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use cloud_sandbox_model::template::HOST;
+
 /// What the session service can be told.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// the template of a session whose caller names none
+    pub default_template: String,
     /// how long a session that is paused `auto` stays frozen before it is checkpointed
     pub frozen_for: Duration,
     /// how many complete checkpoints of a session are kept, at least 1
@@ -27,6 +31,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            default_template: HOST.to_owned(),
             frozen_for: Duration::from_secs(600),
             checkpoints_kept: 5,
             checkpoints_kept_for: Duration::from_secs(30 * 86_400),

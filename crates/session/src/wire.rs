@@ -2,9 +2,10 @@
 
 use cloud_sandbox_model::{Error, Result, SessionState, network::NetworkMode};
 use cloud_sandbox_proto::v1;
+use cloud_sandbox_rpc::limits_message;
 use cloud_sandbox_storage::{
     CheckpointRecord, SessionRecord,
-    sessions::{Depth, SessionEvent, TimeoutAction, WantedLimits, WantedNetwork},
+    sessions::{Depth, SessionEvent, TimeoutAction, WantedNetwork},
 };
 use prost::Message;
 
@@ -47,20 +48,6 @@ pub(crate) fn shown(record: SessionRecord) -> v1::Session {
         forked_from: details.forked_from.map(|id| id.to_string()).unwrap_or_default(),
         limits: details.limits.map(limits_message),
         network: Some(network_message(&details.network)),
-    }
-}
-
-/// Limits as they are asked for.
-pub(crate) fn limits_message(limits: WantedLimits) -> v1::ResourceLimits {
-    v1::ResourceLimits {
-        memory_bytes: limits.memory_bytes,
-        cpu_millis: limits.cpu_millis,
-        pids: limits.pids,
-        disk_bytes: limits.disk_bytes,
-        open_files: limits.open_files,
-        output_bytes: limits.output_bytes,
-        execution_seconds: limits.execution_seconds,
-        cpu_weight: limits.cpu_weight,
     }
 }
 

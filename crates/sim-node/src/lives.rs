@@ -8,8 +8,8 @@ use cloud_sandbox_proto::{
         AcquireSandboxRequest, AcquireSandboxResponse, Activity, CheckpointSandboxRequest, CheckpointSandboxResponse,
         GetSandboxRequest, GetSandboxResponse, KeepAliveSandboxRequest, KeepAliveSandboxResponse, PauseSandboxRequest,
         PauseSandboxResponse, ReleaseSandboxRequest, ReleaseSandboxResponse, RestoreSandboxRequest,
-        RestoreSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, UpdateSandboxRequest,
-        UpdateSandboxResponse, node_service_server::NodeService,
+        RestoreSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse, SetTemplatesRequest, SetTemplatesResponse,
+        UpdateSandboxRequest, UpdateSandboxResponse, node_service_server::NodeService,
     },
     v1,
 };
@@ -35,6 +35,7 @@ impl NodeService for SimNode {
             }
             return call.reply(AcquireSandboxResponse { sandbox: Some(sandbox), warm: true });
         }
+        self.state().acquired_templates.push(wanted.template.clone());
         let sandbox = self.make(&owner, &wanted).await?;
         if !wanted.request_id.is_empty() {
             self.state().answers.insert(key, (wanted, sandbox.clone()));
@@ -131,6 +132,26 @@ impl NodeService for SimNode {
         self.hosted(&request.get_ref().sandbox_id)?;
         let manifest = Some(self.restore(request.get_ref()).await?);
         call.reply(RestoreSandboxResponse { manifest })
+    }
+
+    async fn set_templates(
+        &self,
+        request: Request<SetTemplatesRequest>,
+    ) -> Result<Response<SetTemplatesResponse>, Status> {
+        let call = self.enter("SetTemplates", &request).await?;
+        let SetTemplatesRequest { templates, revision } = request.into_inner();
+        let is_newer = {
+            let mut state = self.state();
+            let is_newer = revision >= state.revision;
+            if is_newer {
+                (state.told, state.revision) = (templates, revision);
+            }
+            is_newer
+        };
+        if is_newer {
+            self.report_again().await;
+        }
+        call.reply(SetTemplatesResponse {})
     }
 }
 

@@ -16,7 +16,7 @@ use cloud_sandbox_proto::{
     },
 };
 use cloud_sandbox_rpc::{LocalDial, in_process, upstream::MESSAGE_MAX};
-use cloud_sandbox_storage::{Directory, NodeEntry, SandboxEntry, WorkspaceStore};
+use cloud_sandbox_storage::{Directory, NodeEntry, NodeTemplate, SandboxEntry, TemplateState, WorkspaceStore};
 use futures::{Stream, StreamExt};
 use tonic::{Request, Status, service::Routes};
 
@@ -76,6 +76,15 @@ pub(crate) struct State {
     pub(crate) workspaces: Option<Arc<dyn WorkspaceStore>>,
     /// the first answer to each request id of an owner
     pub(crate) answers: HashMap<String, (v1::AcquireSandboxRequest, v1::Sandbox)>,
+    /// the list that it was told, and its revision
+    pub(crate) told: Vec<v1::Template>,
+    pub(crate) revision: u64,
+    /// how far it says that it is with those that it was told; ready unless something is said
+    states: HashMap<String, (TemplateState, String)>,
+    /// the templates that it was last told to make sandboxes from, in order
+    pub(crate) acquired_templates: Vec<String>,
+    /// as it was last reported: warm sandboxes, capacity, draining, short of memory
+    reported: (u32, u32, bool, bool),
     faults: HashMap<&'static str, Fault>,
     calls: Vec<&'static str>,
     in_flight: usize,
@@ -132,11 +141,70 @@ impl SimNode {
     }
 
     async fn report_as(&self, ready: u32, capacity: u32, draining: bool, low_memory: bool) {
+        self.state().reported = (ready, capacity, draining, low_memory);
+        self.report_again().await;
+    }
+
+    /// How far it is with a template that it was told, from now on, and why.
+    pub async fn set_template(&self, reference: &str, state: TemplateState, detail: &str) {
+        self.state().states.insert(reference.to_owned(), (state, detail.to_owned()));
+        self.report_again().await;
+    }
+
+    /// The references that it was told, and the revision of the list.
+    #[must_use]
+    pub fn told(&self) -> (Vec<String>, u64) {
+        let state = self.state();
+        let reference = |template: &v1::Template| format!("{}@{}", template.name, template.version);
+        (state.told.iter().map(reference).collect(), state.revision)
+    }
+
+    /// The templates that it was told, passwords included.
+    #[must_use]
+    pub fn told_templates(&self) -> Vec<v1::Template> {
+        self.state().told.clone()
+    }
+
+    /// The templates that sandboxes were asked for of, as it was asked.
+    #[must_use]
+    pub fn acquired_templates(&self) -> Vec<String> {
+        self.state().acquired_templates.clone()
+    }
+
+    /// Forgets what it was told, as a node that started anew under its old id.
+    pub async fn forget_templates(&self) {
+        {
+            let mut state = self.state();
+            state.told.clear();
+            state.revision = 0;
+        }
+        self.report_again().await;
+    }
+
+    fn reported_templates(&self) -> Vec<NodeTemplate> {
+        let mut templates = vec![NodeTemplate::ready("host", "linux")];
+        let (references, _) = self.told();
+        let state = self.state();
+        templates.extend(references.into_iter().map(|reference| match state.states.get(&reference) {
+            Some((how, detail)) => NodeTemplate {
+                state: *how,
+                detail: detail.clone(),
+                runtime: String::new(),
+                ..NodeTemplate::ready(reference, "linux")
+            },
+            None => NodeTemplate::ready(reference, "linux"),
+        }));
+        templates
+    }
+
+    /// Reports the node as it was last reported, with the templates that it knows now.
+    pub(crate) async fn report_again(&self) {
+        let (ready, capacity, draining, low_memory) = self.state().reported;
         let acquired = u32::try_from(self.sandboxes().len()).expect("tests are small");
         let entry = NodeEntry {
             id: self.id(),
             address: self.0.address.clone(),
-            templates: vec!["host".into()],
+            templates: self.reported_templates(),
             ready,
             acquired,
             paused: 0,
@@ -337,6 +405,7 @@ impl SimNode {
             node: self.id(),
             node_address: self.0.address.clone(),
             template: if wanted.template.is_empty() { "host".into() } else { wanted.template.clone() },
+            runtime: "linux".into(),
             paused: false,
             ended: false,
             limits: Limits::DEFAULT,
@@ -345,6 +414,7 @@ impl SimNode {
             expires_at: now + lease,
         };
         let sandbox = v1::Sandbox {
+            runtime: "linux".into(),
             sandbox_id: id.to_string(),
             template: entry.template.clone(),
             state: v1::SandboxState::Acquired.into(),

@@ -19,6 +19,7 @@ use std::{
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{Limits, NodeId, SandboxId};
+use serde::{Deserialize, Serialize};
 
 use crate::error::StorageError;
 
@@ -37,6 +38,8 @@ pub struct SandboxEntry {
     pub node_address: String,
     /// what it was made from
     pub template: String,
+    /// what made it; empty where its node was of a version that did not say
+    pub runtime: String,
     /// whether its processes are frozen
     pub paused: bool,
     /// has ended; what its executions printed can still be read on its node until `expires_at`
@@ -58,8 +61,8 @@ pub struct NodeEntry {
     pub id: NodeId,
     /// where it serves node.v1
     pub address: String,
-    /// the templates it can make sandboxes from
-    pub templates: Vec<String>,
+    /// the templates that it knows, and how far it is with each
+    pub templates: Vec<NodeTemplate>,
     /// warm sandboxes
     pub ready: u32,
     /// owned sandboxes, paused included
@@ -76,6 +79,50 @@ pub struct NodeEntry {
     pub low_memory: bool,
 }
 
+/// How far a node is with a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeTemplate {
+    /// its reference: `python@3`, `host`
+    pub reference: String,
+    /// how far it is
+    pub state: TemplateState,
+    /// the runtime that its sandboxes have, once it is ready
+    pub runtime: String,
+    /// what is being done, or why it failed
+    pub detail: String,
+    /// bytes of that which are done
+    pub done_bytes: u64,
+    /// bytes that there are; 0 where that is not known
+    pub total_bytes: u64,
+}
+
+impl NodeTemplate {
+    /// One that sandboxes can be made from.
+    #[must_use]
+    pub fn ready(reference: impl Into<String>, runtime: impl Into<String>) -> Self {
+        Self {
+            reference: reference.into(),
+            state: TemplateState::Ready,
+            runtime: runtime.into(),
+            detail: String::new(),
+            done_bytes: 0,
+            total_bytes: 0,
+        }
+    }
+}
+
+/// How far something is with a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateState {
+    /// being pulled, imported or unpacked
+    Preparing,
+    /// sandboxes can be made from it
+    Ready,
+    /// it could not be prepared, and is tried again from time to time
+    Failed,
+}
+
 /// Which living sandboxes to list.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SandboxFilter {
@@ -83,7 +130,7 @@ pub struct SandboxFilter {
     pub tenant: String,
     /// of this user; of all when `None`
     pub user: Option<String>,
-    /// of this template; of all when `None`
+    /// of this template, in any version where it names none; of all when `None`
     pub template: Option<String>,
     /// paused ones or running ones; both when `None`
     pub paused: Option<bool>,
@@ -98,10 +145,15 @@ impl SandboxFilter {
         !entry.ended
             && entry.tenant == self.tenant
             && self.user.as_ref().is_none_or(|user| *user == entry.user)
-            && self.template.as_ref().is_none_or(|template| *template == entry.template)
+            && self.template.as_ref().is_none_or(|template| is_of(&entry.template, template))
             && self.paused.is_none_or(|paused| paused == entry.paused)
             && self.metadata.iter().all(|(key, value)| entry.metadata.get(key) == Some(value))
     }
+}
+
+/// Whether the template `reference` is the one that is called `name`, with or without a version.
+fn is_of(reference: &str, name: &str) -> bool {
+    reference == name || reference.strip_prefix(name).is_some_and(|rest| rest.starts_with('@'))
 }
 
 /// What came of a claim.

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use cloud_sandbox_model::{CheckpointId, SandboxId, SessionId, SessionState};
 
 use crate::error::StorageError;
-pub use details::{Depth, Flight, Paused, SessionDetails, TimeoutAction, WantedLimits, WantedNetwork};
+pub use details::{Depth, Flight, Paused, SessionDetails, TimeoutAction, WantedNetwork};
 
 /// How many events of a session are kept.
 pub const EVENTS_MAX: i64 = 1000;

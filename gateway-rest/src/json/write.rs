@@ -119,7 +119,8 @@ mod tests {
     fn defaults_are_printed_and_unset_messages_are_not() {
         let printed = printed("Sandbox", &v1::Sandbox { sandbox_id: "s".into(), ..Default::default() });
         let shape = json!({
-            "sandbox_id": "s", "template": "", "state": "unspecified", "user_id": "", "node_id": "", "metadata": {}
+            "sandbox_id": "s", "template": "", "state": "unspecified", "user_id": "", "node_id": "", "metadata": {},
+            "runtime": ""
         });
         assert_eq!(printed, shape);
     }

@@ -2,6 +2,7 @@
 
 mod contexts;
 pub mod files;
+mod templates;
 
 use std::{
     pin::Pin,
@@ -19,7 +20,8 @@ use cloud_sandbox_gateway_rest::Upstreams;
 use cloud_sandbox_model::error::{Error, ErrorKind, reason};
 use cloud_sandbox_proto::v1::{
     Context as CodeContext, context_service_server::*, exec_event::Event, exec_output::Content, exec_request::Input,
-    exec_service_server::*, file_service_server::*, scheduler_service_server::*, session_service_server::*, *,
+    exec_service_server::*, file_service_server::*, scheduler_service_server::*, session_service_server::*,
+    template_service_server::*, *,
 };
 use cloud_sandbox_rpc::{in_process, to_status};
 use futures::{Stream, StreamExt};
@@ -86,8 +88,10 @@ pub fn upstreams(tokens: &Tokens, seen: &Arc<Seen>) -> Upstreams {
     let exec = Routes::new(ExecServiceServer::new(fake.clone()))
         .add_service(ContextServiceServer::new(fake.clone()))
         .add_service(FileServiceServer::new(fake.clone()).max_decoding_message_size(8 << 20));
+    let scheduler = Routes::new(SchedulerServiceServer::new(fake.clone()));
+    let scheduler = scheduler.add_service(TemplateServiceServer::new(fake.clone()));
     Upstreams {
-        scheduler: in_process(auth.layer(SchedulerServiceServer::new(fake.clone()))),
+        scheduler: in_process(auth.layer(scheduler.prepare())),
         session: in_process(auth.layer(SessionServiceServer::new(fake))),
         exec: in_process(auth.layer(exec.prepare())),
     }

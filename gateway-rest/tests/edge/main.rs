@@ -14,5 +14,6 @@ mod operational;
 mod rest;
 mod streams;
 mod support;
+mod templates;
 mod throughput;
 mod uploads;

@@ -38,6 +38,7 @@ SECTIONS: list[tuple[str, list[tuple[str, tuple[str, ...]]]]] = [
     ("Many snippets", [("_sync/_many.py", ("run_many",)), ("_progress.py", ("Outcome",))]),
     ("Tools for models", [("_sync/_tools.py", ("SandboxTools",)), ("_tool_schemas.py", ("ToolAnswer",))]),
     ("Connections", [("_sync/_client.py", ("Client",)), ("_connection.py", ("Connection",))]),
+    ("Templates", [("_sync/_templates.py", ("Templates",)), ("_templates.py", ())]),
     ("What executions give", [("_results.py", ()), ("_junit.py", ("TestReport", "TestCase"))]),
     ("What the server tells", [("_models.py", ()), ("_files.py", ()), ("_sessions.py", ())]),
     ("Errors", [("errors.py", ())]),

@@ -43,7 +43,7 @@ class Server:
             "POOL_MAX_SIZE": "16",
             "RATE_LIMIT_PER_SECOND": "0",
             "DRAIN_TIMEOUT_SECONDS": "1",
-            "SANDBOX_RUNTIME": os.environ.get("CLOUD_SANDBOX_TEST_RUNTIME", "linux"),
+            "SANDBOX_RUNTIMES": os.environ.get("CLOUD_SANDBOX_TEST_RUNTIME", "linux"),
             **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None

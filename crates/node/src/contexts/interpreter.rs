@@ -293,14 +293,14 @@ pub(super) fn unavailable(sandbox: &Sandbox, kernel: &Kernel, why: &str) -> Erro
     Error::new(ErrorKind::FailedPrecondition, reason::LANGUAGE_UNAVAILABLE, message)
         .with_metadata("language", kernel.language)
         .with_metadata("program", kernel.program)
-        .with_metadata("template", &sandbox.template)
+        .with_metadata("template", sandbox.template())
 }
 
 async fn not_started(sandbox: &Sandbox, kernel: &Kernel, status: &Status) -> Error {
     let message = status.message();
     match status.code() {
         Code::NotFound => {
-            unavailable(sandbox, kernel, &format!("template {} has no {}", sandbox.template, kernel.program))
+            unavailable(sandbox, kernel, &format!("template {} has no {}", sandbox.template(), kernel.program))
         }
         Code::FailedPrecondition | Code::PermissionDenied => {
             Error::new(ErrorKind::FailedPrecondition, reason::INVALID_REQUEST, message)

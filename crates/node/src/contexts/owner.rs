@@ -34,7 +34,7 @@ use super::{
     turn::{Cause, Outcome, Over, Turn},
 };
 use crate::{
-    executions::{Exit, changes, changes::Snapshot, hung_up, lost, spec::environment},
+    executions::{Exit, changes, changes::Snapshot, environment::environment, hung_up, lost},
     node::Shared,
     sandbox::{Hits, Sandbox},
     signals,
@@ -268,7 +268,7 @@ impl Owner {
         let context = &self.context;
         let lease = self.sandbox.view().lease;
         let given = lease.as_ref().map(|lease| lease.environment()).unwrap_or_default();
-        let mut env = environment(&given, context.env.clone());
+        let mut env = environment(&self.sandbox.origin.env, &given, context.env.clone());
         context.kernel.prepare(&mut env, &context.cwd);
         self.generation += 1;
         let beginning = Beginning {

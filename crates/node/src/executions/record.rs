@@ -48,6 +48,9 @@ pub(crate) struct Owned {
     pub(crate) cause: String,
     #[prost(string, tag = "7")]
     pub(crate) cause_text: String,
+    /// what made it; empty where an earlier version wrote this
+    #[prost(string, tag = "8")]
+    pub(crate) runtime: String,
 }
 
 /// How an execution ended.

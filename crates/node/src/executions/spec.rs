@@ -18,8 +18,12 @@ use cloud_sandbox_proto::{
 };
 use tonic::{Code, Status};
 
-use super::{Budget, Job, record::Head};
-use crate::languages::Language;
+use super::{
+    Budget, Job,
+    environment::{CWD_DEFAULT, environment, leave_to_agent},
+    record::Head,
+};
+use crate::{languages::Language, templates::Origin};
 
 const CODE_MAX: usize = 1024 * 1024;
 // the kernel takes words of up to 128 KiB (MAX_ARG_STRLEN, linux/binfmts.h)
@@ -39,16 +43,6 @@ const USER_MAX: usize = 64;
 const SUMMARY_MAX: usize = 256;
 /// Stands for the default context of a language.
 const DEFAULT_CONTEXT: &str = "default";
-const CWD_DEFAULT: &str = "/workspace";
-const BASE_ENV: [(&str, &str); 6] = [
-    // where a Go from go.dev lies comes last: nothing else is there
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin"),
-    ("HOME", "/home/user"),
-    ("USER", "user"),
-    ("LOGNAME", "user"),
-    ("LANG", "C.UTF-8"),
-    ("TMPDIR", "/tmp"),
-];
 
 /// How an execution was asked for, as far as it makes a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,20 +135,26 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// What `request` means in a sandbox with this environment and template.
+    /// What `request` means in a sandbox that was made from `origin` and whose owner gave it this environment.
     pub(super) fn new(
         request: ExecuteRequest,
         (sandbox, id): (SandboxId, ExecutionId),
+        origin: &Origin,
         sandbox_env: &HashMap<String, String>,
-        template: &str,
         bounds: Bounds,
     ) -> Result<Self> {
         validate(&request, bounds)?;
+        if request.code.is_some()
+            && request.context_id.is_empty()
+            && let Some(language) = Language::find(&request.language)
+        {
+            origin.allows(language.name)?;
+        }
         let execution = describe(&request, sandbox, id);
         let timeout_ms = if request.timeout_ms == 0 { bounds.timeout_default_ms() } else { request.timeout_ms };
         let timeout = Duration::from_millis(timeout_ms.into());
         let what = if request.context_id.is_empty() {
-            What::Process(Box::new(Spec::new(request, id, sandbox_env, template, timeout)))
+            What::Process(Box::new(Spec::new(request, id, origin, sandbox_env, timeout)))
         } else {
             What::Context(Box::new(Job {
                 context_id: request.context_id,
@@ -174,12 +174,13 @@ impl Spec {
     fn new(
         request: ExecuteRequest,
         id: ExecutionId,
+        origin: &Origin,
         sandbox_env: &HashMap<String, String>,
-        template: &str,
         timeout: Duration,
     ) -> Self {
         let cwd = if request.cwd.is_empty() { CWD_DEFAULT.to_owned() } else { request.cwd };
-        let mut env = environment(sandbox_env, request.env);
+        let mut env = environment(&origin.env, sandbox_env, request.env);
+        leave_to_agent(&mut env, origin, &request.user);
         let mut staged = None;
         let (program, argv) = if let Some(code) = request.code {
             let language = Language::find(&request.language).expect("validated");
@@ -199,7 +200,7 @@ impl Spec {
             start: Start { argv, env, cwd, terminal, staged, user: request.user, control: false },
             stdin: request.stdin.into(),
             stdin_open: request.stdin_open,
-            template: template.to_owned(),
+            template: origin.reference().to_owned(),
             timeout,
             changes: request.changes,
         }
@@ -255,7 +256,14 @@ impl Spec {
                     .with_metadata("template", template)
             }
             (Code::NotFound, Program::Exact | Program::Command) => {
-                precondition(reason::PROGRAM_NOT_FOUND, message.to_owned())
+                let message = match self.program {
+                    Program::Command => format!(
+                        "template {} has no shell for command: neither bash nor sh; argv runs a program without one",
+                        self.template
+                    ),
+                    Program::Code(_) | Program::Exact => message.to_owned(),
+                };
+                precondition(reason::PROGRAM_NOT_FOUND, message)
                     .with_metadata("program", &self.start.argv[0])
                     .with_metadata("template", &self.template)
             }
@@ -270,14 +278,6 @@ impl Spec {
             _ => return None,
         })
     }
-}
-
-/// The base, the sandbox's and the call's variables, later ones winning.
-pub(crate) fn environment(sandbox: &HashMap<String, String>, call: HashMap<String, String>) -> HashMap<String, String> {
-    let mut env: HashMap<_, _> = BASE_ENV.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    env.extend(sandbox.clone());
-    env.extend(call);
-    env
 }
 
 /// What is told of an execution from its beginning.

@@ -34,7 +34,7 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// The environment of all that is run in the sandbox: what its owner gave wins.
+    /// What the environment of all that is run in the sandbox has beside the template's: what its owner gave wins.
     pub(crate) fn environment(&self) -> HashMap<String, String> {
         let mut environment = self.proxy.clone();
         environment.extend(self.env.clone());
@@ -49,7 +49,7 @@ impl Lease {
     pub(super) fn describe(&self, sandbox: &Sandbox, state: SandboxState, options: &Options) -> v1::Sandbox {
         v1::Sandbox {
             sandbox_id: sandbox.id.to_string(),
-            template: sandbox.template.clone(),
+            template: sandbox.template().to_owned(),
             state: state_message(state).into(),
             user_id: self.user.clone(),
             node_id: options.id.to_string(),
@@ -59,20 +59,22 @@ impl Lease {
             expire_time: Some(self.expires_at.into()),
             network: Some(network_message(&self.network)),
             usage: None,
+            runtime: sandbox.origin.prepared.runtime.to_string(),
         }
     }
 
     /// Whose the sandbox is, as the journal keeps it.
-    pub(crate) fn owned(&self, template: &str) -> Owned {
+    pub(crate) fn owned(&self, sandbox: &Sandbox) -> Owned {
         let acquired_at = self.acquired_at.duration_since(SystemTime::UNIX_EPOCH);
         Owned {
             tenant: self.tenant.clone(),
             user: self.user.clone(),
-            template: template.to_owned(),
+            template: sandbox.template().to_owned(),
             limits: Some(limits_message(self.limits)),
             acquired_at: acquired_at.map_or(0, |since| since.as_secs()),
             cause: String::new(),
             cause_text: String::new(),
+            runtime: sandbox.origin.prepared.runtime.to_string(),
         }
     }
 
@@ -83,7 +85,8 @@ impl Lease {
             user: self.user.clone(),
             node: options.id,
             node_address: options.address.clone(),
-            template: sandbox.template.clone(),
+            template: sandbox.template().to_owned(),
+            runtime: sandbox.origin.prepared.runtime.to_string(),
             paused,
             ended: false,
             limits: self.limits,

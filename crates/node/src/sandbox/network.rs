@@ -8,7 +8,7 @@ use cloud_sandbox_model::{
     error::{Error, Result},
     network::{NetworkMode, NetworkPolicy},
 };
-use cloud_sandbox_runtime::{INTERFACE, RuntimeError};
+use cloud_sandbox_runtime::{INTERFACE, Runtime, RuntimeError};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -19,6 +19,7 @@ use crate::{agent::Agent, node::Shared};
 /// The ways out of one sandbox. Its owner alone changes them.
 pub(super) struct Network {
     id: SandboxId,
+    runtime: Arc<dyn Runtime>,
     policy: watch::Sender<NetworkPolicy>,
     egress: Egress,
     /// the proxy's port, once there is one
@@ -30,10 +31,10 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(node: &Shared, id: SandboxId, ended: CancellationToken) -> Self {
+    pub(super) fn new(node: &Shared, id: SandboxId, runtime: Arc<dyn Runtime>, ended: CancellationToken) -> Self {
         let (policy, watched) = watch::channel(NetworkPolicy::default());
         let egress = Egress::new(id, watched, node.own_addresses.now(), Arc::clone(&node.upstream));
-        Self { id, policy, egress, proxy: None, interface: None, ended }
+        Self { id, runtime, policy, egress, proxy: None, interface: None, ended }
     }
 
     /// What went through, for whoever has only the sandbox's handle.
@@ -70,7 +71,7 @@ impl Network {
         if self.proxy.is_some() {
             return Ok(());
         }
-        let port = match node.runtime.listen(self.id, PROXY_PORT).await {
+        let port = match self.runtime.listen(self.id, PROXY_PORT).await {
             // the agent can everywhere; what goes through it is slower
             Err(RuntimeError::Unsupported(_)) => {
                 let listening = timeout(node.options.agent_deadline, agent.listen(PROXY_PORT)).await;
@@ -89,7 +90,7 @@ impl Network {
         if self.interface.is_some() {
             return Ok(());
         }
-        let packets = node.runtime.attach_interface(self.id, INTERFACE).await.map_err(runtime_error)?;
+        let packets = self.runtime.attach_interface(self.id, INTERFACE).await.map_err(runtime_error)?;
         let cancel = self.ended.child_token();
         let (egress, cancelled) = (self.egress.clone(), cancel.clone());
         node.tasks.spawn(async move { egress.serve_packets(packets, INTERFACE, cancelled).await });

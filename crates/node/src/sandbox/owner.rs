@@ -3,117 +3,57 @@
 //! Invariant: from the moment the runtime was asked to make the sandbox, the task goes on until the runtime says that
 //! it is destroyed; its slot is held as long. A failed destroy is tried again, with growing pauses, for ever.
 
-use std::{
-    ops::ControlFlow,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use cloud_sandbox_model::{
-    Limits, SandboxId, SandboxState,
+    Limits, SandboxState,
     error::{Error, ErrorKind, Result, chain, reason},
     network::NetworkPolicy,
 };
-use cloud_sandbox_runtime::{HOST_TEMPLATE, SandboxSpec};
-use cloud_sandbox_storage::StorageError;
+use cloud_sandbox_runtime::End;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{Busy, Command, EndCause, Lease, Sandbox, View, activity::CpuTime, hit, network::Network, runtime_error};
-use crate::{
-    agent::Agent,
-    archive::Archived,
-    contexts::{self, Contexts},
-    executions::Executions,
-    node::Shared,
-    pool::Slot,
-    walls,
+use super::{
+    Busy, Command, EndCause, Lease, Purpose, Sandbox, View, activity::CpuTime, hit, network::Network, runtime_error,
 };
+use crate::{node::Shared, pool::Slot};
 
-const DESTROY_PAUSE: Duration = Duration::from_millis(100);
-const DESTROY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often an acquired sandbox is written into the directory again, which may have been emptied meanwhile.
 const PUT_AGAIN: Duration = Duration::from_secs(30);
 /// How often an acquired sandbox is looked at, to see whether its processes do anything.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long the end of a sandbox waits for its executions to be recorded as ended with it.
-const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Later than any lease: a sandbox that nobody has acquired does not expire.
 const NEVER: Duration = Duration::from_secs(86_400 * 365);
 
-/// Who a sandbox is made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    Pool,
-    Caller,
-}
-
-/// Has a sandbox made by a task of its own. The receiver gets word once it is ready or has failed.
-pub(crate) fn spawn(
-    node: &Arc<Shared>,
-    slot: Slot,
-    limits: Limits,
-    purpose: Purpose,
-) -> (Arc<Sandbox>, oneshot::Receiver<Result<()>>) {
-    let id = SandboxId::generate();
-    let (commands, mailbox) = mpsc::unbounded_channel();
-    let (view, watched) = watch::channel(View { state: SandboxState::Creating, lease: None, end: None });
-    let ended = CancellationToken::new();
-    let network = Network::new(node, id, ended.clone());
-    let sandbox = Arc::new(Sandbox {
-        id,
-        egress: network.egress(),
-        template: HOST_TEMPLATE.to_owned(),
-        agent: Agent::new(Arc::clone(&node.runtime), id),
-        executions: Executions::new(id, node.journal.clone()),
-        contexts: Contexts::default(),
-        ended,
-        finished: CancellationToken::new(),
-        runtime: Arc::clone(&node.runtime),
-        mailbox: commands,
-        view: watched,
-        hits: Mutex::default(),
-        busy: Mutex::new(None),
-    });
-    node.table().insert(id, Arc::clone(&sandbox));
-    let owner = Owner {
-        node: Arc::clone(node),
-        sandbox: Arc::clone(&sandbox),
-        slot,
-        mailbox,
-        view,
-        limits,
-        network,
-        held: false,
-        cpu: CpuTime::default(),
-    };
-    let (made, receiver) = oneshot::channel();
-    let span = tracing::info_span!("sandbox", sandbox_id = %id);
-    node.tasks.spawn(owner.run(purpose, made).instrument(span));
-    (sandbox, receiver)
-}
-
-struct Owner {
-    node: Arc<Shared>,
-    sandbox: Arc<Sandbox>,
-    slot: Slot,
-    mailbox: mpsc::UnboundedReceiver<Command>,
-    view: watch::Sender<View>,
-    limits: Limits,
-    network: Network,
+/// The owner.
+pub(super) struct Owner {
+    pub(super) node: Arc<Shared>,
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) slot: Slot,
+    pub(super) mailbox: mpsc::UnboundedReceiver<Command>,
+    pub(super) view: watch::Sender<View>,
+    pub(super) limits: Limits,
+    pub(super) network: Network,
     /// somebody saves or restores it
-    held: bool,
-    cpu: CpuTime,
+    pub(super) held: bool,
+    pub(super) cpu: CpuTime,
+    /// what it was made from is in use for as long
+    pub(super) _user: TaskTrackerToken,
 }
 
 impl Owner {
-    async fn run(mut self, purpose: Purpose, made: oneshot::Sender<Result<()>>) {
+    pub(super) async fn run(
+        mut self,
+        purpose: Purpose,
+        permit: OwnedSemaphorePermit,
+        made: oneshot::Sender<Result<()>>,
+    ) {
         let began = Instant::now();
-        let outcome = self.create(purpose).await;
+        let outcome = self.create(purpose, permit).await;
         metrics::histogram!("cloud_sandbox_create_duration_seconds").record(began.elapsed().as_secs_f64());
         let label = if outcome.is_ok() { "ok" } else { "failed" };
         metrics::counter!("cloud_sandbox_create_total", "outcome" => label).increment(1);
@@ -130,7 +70,7 @@ impl Owner {
             }
             Err(error) => {
                 if purpose == Purpose::Pool {
-                    self.node.pool.fill_failed();
+                    self.node.pool.fill_failed(&self.sandbox.origin);
                 }
                 let _ = made.send(Err(error));
                 EndCause::Failed
@@ -139,32 +79,9 @@ impl Owner {
         self.finish(cause).await;
     }
 
-    async fn create(&mut self, purpose: Purpose) -> Result<()> {
-        let spec = SandboxSpec { template: self.sandbox.template.clone(), limits: self.limits };
-        self.node.runtime.create(self.sandbox.id, &spec).await.map_err(runtime_error)?;
-        let deadline = self.node.options.agent_deadline;
-        tokio::select! {
-            answered = self.sandbox.agent.wait_ready(deadline) => answered?,
-            () = self.node.runtime.ended(self.sandbox.id) => {
-                return Err(Error::internal("start a sandbox", "its agent ended before it answered"));
-            }
-        }
-        walls::prove(&self.node, &self.sandbox).await?;
-        if purpose == Purpose::Pool {
-            let warmed = contexts::warm(&self.node, &self.sandbox);
-            tokio::select! {
-                () = warmed => {}
-                // the owner comes to it
-                () = self.node.runtime.ended(self.sandbox.id) => {}
-                () = self.node.stop.cancelled() => {}
-            }
-        }
-        self.enter(SandboxState::Ready)
-    }
-
     /// Does what it is told until the sandbox's time is over.
     async fn live(&mut self) -> EndCause {
-        let runtime = Arc::clone(&self.node.runtime);
+        let runtime = Arc::clone(&self.sandbox.origin.runtime);
         let stop = self.node.stop.clone();
         let mut ended = std::pin::pin!(runtime.ended(self.sandbox.id));
         let mut lease_end = Instant::now() + NEVER;
@@ -174,7 +91,11 @@ impl Owner {
             let command = tokio::select! {
                 biased;
                 () = stop.cancelled() => return EndCause::Shutdown,
-                () = &mut ended => return self.lost_agent().await,
+                end = &mut ended => return self.lost_agent(end).await,
+                frozen = self.paused_by_others() => match self.note_paused(frozen).await {
+                    ControlFlow::Break(cause) => return cause,
+                    ControlFlow::Continue(()) => continue,
+                },
                 () = sleep_until(lease_end) => return EndCause::LeaseEnded,
                 () = sleep_until(again) => {
                     again = Instant::now() + PUT_AGAIN;
@@ -198,14 +119,13 @@ impl Owner {
     }
 
     /// Why its agent is gone. Nothing in a sandbox can end it, so that a kill for memory meanwhile was its own.
-    async fn lost_agent(&self) -> EndCause {
+    async fn lost_agent(&self, end: End) -> EndCause {
         let before = self.sandbox.hits_seen();
         if self.sandbox.hits().await.oom_kills > before.oom_kills {
             hit("memory");
-            EndCause::OutOfMemory
-        } else {
-            EndCause::AgentEnded
+            return EndCause::OutOfMemory;
         }
+        end.from_outside.map_or(EndCause::AgentEnded, EndCause::FromOutside)
     }
 
     async fn obey(&mut self, command: Command, lease_end: &mut Instant) -> ControlFlow<EndCause> {
@@ -254,7 +174,7 @@ impl Owner {
         if self.held || self.slot.state() != SandboxState::Acquired {
             return self.cpu.forget();
         }
-        if let Ok(usage) = self.node.runtime.usage(self.sandbox.id).await
+        if let Ok(usage) = self.sandbox.origin.runtime.usage(self.sandbox.id).await
             && self.cpu.busy(Instant::now(), &usage)
         {
             self.sandbox.activity().touch();
@@ -265,7 +185,7 @@ impl Owner {
     async fn claim(&mut self, mut lease: Lease) -> Result<Arc<Lease>> {
         self.slot.enter(SandboxState::Acquired)?;
         if lease.limits != self.limits {
-            self.node.runtime.set_limits(self.sandbox.id, lease.limits).await.map_err(runtime_error)?;
+            self.sandbox.origin.runtime.set_limits(self.sandbox.id, lease.limits).await.map_err(runtime_error)?;
             self.limits = lease.limits;
         }
         if lease.network != NetworkPolicy::default() {
@@ -310,7 +230,7 @@ impl Owner {
         self.refuse_if_held()?;
         let paused = self.slot.state() == SandboxState::Paused;
         if paused {
-            self.node.runtime.thaw(self.sandbox.id).await.map_err(runtime_error)?;
+            self.sandbox.origin.runtime.thaw(self.sandbox.id).await.map_err(runtime_error)?;
         }
         self.held = true;
         Ok(paused)
@@ -320,7 +240,7 @@ impl Owner {
         self.held = false;
         self.cpu.forget();
         if freeze {
-            self.node.runtime.freeze(self.sandbox.id).await.map_err(runtime_error)?;
+            self.sandbox.origin.runtime.freeze(self.sandbox.id).await.map_err(runtime_error)?;
         }
         Ok(())
     }
@@ -334,7 +254,7 @@ impl Owner {
         let lease = self.lease()?;
         self.refuse_if_held()?;
         if self.slot.state() != SandboxState::Paused {
-            self.node.runtime.freeze(self.sandbox.id).await.map_err(runtime_error)?;
+            self.sandbox.origin.runtime.freeze(self.sandbox.id).await.map_err(runtime_error)?;
             self.enter(SandboxState::Paused)?;
             self.put_again(&lease, true).await;
         }
@@ -345,20 +265,23 @@ impl Owner {
         let lease = self.lease()?;
         self.refuse_if_held()?;
         if self.slot.state() == SandboxState::Paused {
-            self.node.runtime.thaw(self.sandbox.id).await.map_err(runtime_error)?;
+            self.sandbox.origin.runtime.thaw(self.sandbox.id).await.map_err(runtime_error)?;
             self.enter(SandboxState::Acquired)?;
             self.put_again(&lease, false).await;
         }
         Ok(self.view.borrow().clone())
     }
 
-    fn lease(&self) -> Result<Arc<Lease>> {
+    pub(super) fn lease(&self) -> Result<Arc<Lease>> {
         self.view.borrow().lease.clone().ok_or_else(|| Error::sandbox_not_found(self.sandbox.id))
     }
 
-    fn enter(&mut self, next: SandboxState) -> Result<()> {
+    pub(super) fn enter(&mut self, next: SandboxState) -> Result<()> {
         self.slot.enter(next)?;
-        self.view.send_modify(|view| view.state = next);
+        self.view.send_modify(|view| {
+            view.state = next;
+            view.paused_from_outside = false;
+        });
         Ok(())
     }
 
@@ -375,101 +298,9 @@ impl Owner {
     }
 
     /// Writes what only lists show: the change itself has happened and is not undone for it.
-    async fn put_again(&self, lease: &Lease, paused: bool) {
+    pub(super) async fn put_again(&self, lease: &Lease, paused: bool) {
         if let Err(error) = self.put(lease, paused).await {
             tracing::warn!(error = chain(&error), "the directory shows an old state of the sandbox");
         }
-    }
-
-    async fn finish(mut self, cause: EndCause) {
-        self.node.pool.forget(self.sandbox.id);
-        // also of a claim that failed: its entry may have been written without our being told
-        let listed = matches!(self.slot.state(), SandboxState::Acquired | SandboxState::Paused);
-        // every state but terminating may become terminating, and only this function leads there
-        if let Err(error) = self.slot.enter(SandboxState::Terminating) {
-            tracing::error!(error = chain(&error), "sandbox ended twice");
-        }
-        self.view.send_modify(|view| {
-            view.state = SandboxState::Terminating;
-            view.end = Some(cause);
-        });
-        self.sandbox.ended.cancel();
-        metrics::counter!("cloud_sandbox_sandbox_ended_total", "cause" => cause.label()).increment(1);
-        let lease = self.view.borrow().lease.clone();
-        match (&lease, cause) {
-            (None, EndCause::Shutdown | EndCause::Evicted | EndCause::Abandoned) => {
-                tracing::debug!(%cause, "sandbox ends")
-            }
-            (None, _) => tracing::warn!(%cause, "unused sandbox ends"),
-            (Some(_), _) => tracing::info!(%cause, "sandbox ends"),
-        }
-
-        let leave = async {
-            let archived = self.archive(lease.as_deref(), cause).await;
-            self.leave_directory(listed, archived.as_deref()).await;
-        };
-        tokio::join!(self.destroy(), leave);
-        self.node.table().remove(&self.sandbox.id);
-        if let Some(key) = lease.as_ref().and_then(|lease| lease.claim.as_ref()) {
-            self.node.claims.forget(key, self.sandbox.id);
-        }
-        let finished = self.sandbox.finished.clone();
-        drop(self);
-        finished.cancel();
-    }
-
-    async fn destroy(&self) {
-        let mut pause = DESTROY_PAUSE;
-        while let Err(error) = self.node.runtime.destroy(self.sandbox.id).await {
-            metrics::counter!("cloud_sandbox_destroy_failed_total").increment(1);
-            tracing::warn!(error = chain(&error), retry_in = ?pause, "failed to destroy the sandbox");
-            sleep(pause).await;
-            pause = (pause * 2).min(DESTROY_PAUSE_MAX);
-        }
-    }
-
-    /// Keeps what its executions printed, unless nobody will ask for it.
-    async fn archive(&self, lease: Option<&Lease>, cause: EndCause) -> Option<Arc<Archived>> {
-        let executions = &self.sandbox.executions;
-        executions.close();
-        // those that drive them have heard of the end; the journal is better off when they have said their last
-        if timeout(LAST_WORDS, executions.tasks.wait()).await.is_err() {
-            tracing::warn!("executions of the sandbox take long to end");
-        }
-        let asked_for = !matches!(cause, EndCause::Released | EndCause::Abandoned);
-        match lease.filter(|_| asked_for && !executions.is_empty()) {
-            Some(lease) => {
-                let mut owned = lease.owned(&self.sandbox.template);
-                cause.label().clone_into(&mut owned.cause);
-                owned.cause_text = cause.to_string();
-                if let Err(error) = executions.describe(&owned) {
-                    tracing::warn!(error = chain(&error), "the journal does not know why the sandbox ended");
-                }
-                Some(self.node.archive.insert(Archived::new(self.sandbox.id, Arc::clone(executions), owned)))
-            }
-            None => {
-                if executions.have_begun() {
-                    self.node.forget_journal(self.sandbox.id).await;
-                }
-                None
-            }
-        }
-    }
-
-    async fn leave_directory(&self, listed: bool, archived: Option<&Archived>) {
-        if let Some(archived) = archived {
-            return self.node.list_archived(archived).await;
-        }
-        if !listed {
-            return;
-        }
-        let removed =
-            timeout(self.node.options.directory_deadline, self.node.directory.remove_sandbox(self.sandbox.id));
-        let error = match removed.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => chain(&error),
-            Err(_) => chain(&StorageError::Unavailable { store: "directory", source: "no answer in time".into() }),
-        };
-        tracing::warn!(error, "the directory keeps the sandbox until its lease ends");
     }
 }

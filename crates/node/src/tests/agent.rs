@@ -44,6 +44,10 @@ pub(super) struct Script {
     processes: Mutex<HashMap<u32, mpsc::UnboundedSender<i32>>>,
     /// processes that run now
     pub(super) running: AtomicUsize,
+    /// how often a ready command has run
+    pub(super) tries: AtomicUsize,
+    /// how many processes ran when files were restored
+    pub(super) running_at_restore: AtomicUsize,
     /// connections made
     pub(super) connections: AtomicUsize,
     /// agents do not answer
@@ -197,9 +201,12 @@ impl AgentService for Agent {
 
     async fn restore_tree(
         &self,
-        _: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
+        request: Request<Streaming<cloud_sandbox_proto::agent::v1::RestoreTreeRequest>>,
     ) -> Result<Response<cloud_sandbox_proto::agent::v1::RestoreTreeResponse>, Status> {
-        Err(Status::unimplemented("restore_tree"))
+        let mut parts = request.into_inner();
+        while parts.message().await?.is_some() {}
+        self.0.running_at_restore.store(self.0.running(), Ordering::SeqCst);
+        Ok(Response::new(cloud_sandbox_proto::agent::v1::RestoreTreeResponse::default()))
     }
 
     type ListenStream = futures::stream::Empty<Result<cloud_sandbox_proto::agent::v1::ListenResponse, Status>>;
@@ -235,6 +242,11 @@ async fn process(
     events: Events,
 ) {
     let words: Vec<&str> = start.argv.iter().map(String::as_str).collect();
+    // a shell that is told to run something does so
+    let words = match words.as_slice() {
+        ["bash" | "sh", "-c", line] => line.strip_prefix("run ").map_or(words, |line| line.split(' ').collect()),
+        _ => words,
+    };
     let exited = match words.as_slice() {
         ["echo", text] => print(&events, text.as_bytes().to_vec(), b"").await,
         ["both", out, err] => print(&events, out.as_bytes().to_vec(), err.as_bytes()).await,
@@ -254,6 +266,15 @@ async fn process(
                 send(&events, Event::Stdout("y\n".into())).await;
             }
             return;
+        }
+        ["ready", after] => {
+            let tries = script.tries.fetch_add(1, Ordering::SeqCst) + 1;
+            let exit_code = i32::from(tries < after.parse().unwrap());
+            Exited { exit_code, ..print(&events, b"not yet".to_vec(), b"").await }
+        }
+        ["fail", code, word] => {
+            let exit_code = code.parse().unwrap();
+            Exited { exit_code, ..print(&events, word.as_bytes().to_vec(), b"").await }
         }
         ["fill"] => Exited { disk_full: true, ..Default::default() },
         ["fail", code] => Exited { exit_code: code.parse().unwrap(), ..Default::default() },

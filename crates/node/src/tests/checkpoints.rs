@@ -29,7 +29,7 @@ use cloud_sandbox_runtime::{FakeRuntime, Usage};
 use cloud_sandbox_storage::{FileWorkspaces, StorageError, WorkspaceStore};
 use tempfile::TempDir;
 use tokio::{
-    io::copy_bidirectional,
+    io::{DuplexStream, copy_bidirectional},
     net::{UnixListener, UnixStream},
     sync::Notify,
     time::sleep,
@@ -38,7 +38,7 @@ use tokio::{
 use super::harness::*;
 
 /// A store that fails or hangs when it is to write.
-struct TestStore {
+pub(super) struct TestStore {
     inner: FileWorkspaces,
     failing: AtomicBool,
     hanging: AtomicBool,
@@ -80,18 +80,18 @@ impl WorkspaceStore for TestStore {
 }
 
 /// A node whose sandboxes are all the same folder, one after the other.
-struct Bench {
+pub(super) struct Bench {
     world: World,
-    store: Arc<TestStore>,
+    pub(super) store: Arc<TestStore>,
     folder: TempDir,
 }
 
 impl Bench {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("workspace")).unwrap();
         let sockets = folder.path().to_owned();
-        let runtime = Arc::new(FakeRuntime::new(move |id, mut ours| {
+        let agents = move |id: SandboxId, mut ours: DuplexStream| {
             let socket = sockets.join(format!("{id}.sock"));
             // each sandbox has an agent of its own, which a standstill is kept by
             if !socket.exists() {
@@ -101,8 +101,12 @@ impl Bench {
                 let mut agents = UnixStream::connect(socket).await.unwrap();
                 copy_bidirectional(&mut ours, &mut agents).await
             });
-        }));
-        runtime.set_writable_folders(vec![folder.path().join("workspace")]);
+        };
+        let linux = Arc::new(FakeRuntime::new(agents.clone()));
+        let docker = Arc::new(FakeRuntime::named("docker", agents));
+        for runtime in [&linux, &docker] {
+            runtime.set_writable_folders(vec![folder.path().join("workspace")]);
+        }
         let store = Arc::new(TestStore {
             inner: FileWorkspaces::open(&folder.path().join("store")).await.unwrap(),
             failing: AtomicBool::new(false),
@@ -111,11 +115,12 @@ impl Bench {
         });
         let options = options_in(&folder.path().join("journal"), 0, 2);
         let workspaces = Arc::clone(&store) as _;
-        let world = World::start_with_all(options, runtime, Arc::default(), Arc::default(), workspaces, None).await;
+        let world =
+            World::start_with_all(options, [&linux, &docker], Arc::default(), Arc::default(), workspaces, None).await;
         Self { world, store, folder }
     }
 
-    async fn acquire(&self) -> SandboxId {
+    pub(super) async fn acquire(&self) -> SandboxId {
         id_of(&self.world.try_acquire(AcquireSandboxRequest::default()).await.unwrap())
     }
 
@@ -139,7 +144,7 @@ impl Bench {
         started.into_inner().execution.unwrap()
     }
 
-    async fn checkpoint(
+    pub(super) async fn checkpoint(
         &self,
         id: SandboxId,
         base: Option<&CheckpointRef>,
@@ -225,6 +230,29 @@ async fn sandbox_goes_on_elsewhere_as_it_was() {
 
     let error = bench.restore(next, first.checkpoint.as_ref().unwrap()).await.unwrap_err();
     assert_eq!(error.words(), ("FAILED_PRECONDITION", "SANDBOX_USED"));
+}
+
+#[tokio::test]
+async fn checkpoint_of_one_runtime_is_restored_on_another() {
+    let bench = Bench::start().await;
+    let id = bench.acquire().await;
+    bench.run(id, "echo hello > a").await.unwrap();
+    let saved = bench.checkpoint(id, None, true).await.unwrap().checkpoint.unwrap();
+    bench.release(id, false).await;
+    fs::remove_file(bench.path("a")).unwrap();
+
+    let request = AcquireSandboxRequest { template: "docker".into(), ..Default::default() };
+    let sandbox = bench.world.try_acquire(request).await.unwrap().sandbox.unwrap();
+    assert_eq!(sandbox.runtime, "docker");
+    let next = sandbox.sandbox_id.parse().unwrap();
+    bench.restore(next, &saved).await.unwrap();
+    assert_eq!(bench.run(next, "cat a; echo more >> a").await.unwrap().stdout, "hello\n");
+    // and what is new there is saved over it
+    let saved = bench.checkpoint(next, Some(&saved), true).await.unwrap();
+    bench.release(next, false).await;
+    let back = bench.acquire().await;
+    bench.restore(back, &saved.checkpoint.unwrap()).await.unwrap();
+    assert_eq!(bench.run(back, "cat a").await.unwrap().stdout, "hello\nmore\n");
 }
 
 /// Data that nothing compresses, the same each time.

@@ -313,7 +313,9 @@ async fn language_without_contexts_is_not_kept_warm() {
     let directory = std::sync::Arc::new(TestDirectory::default());
     let folder = tempfile::tempdir().unwrap();
     let store = workspaces(&folder.path().join("journal")).await;
-    let started = crate::Node::start(warm(&["python", "bash"]), runtime(&Default::default()), directory, store).await;
+    let started =
+        crate::Node::start(warm(&["python", "bash"]), runtimes(&[&runtime(&Default::default())]), directory, store);
+    let started = started.await;
     assert_eq!(started.err().unwrap().violations()[0].field, "warm_contexts");
 }
 

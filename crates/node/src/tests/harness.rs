@@ -16,7 +16,7 @@ use cloud_sandbox_proto::{
     v1::{self, exec_service_client::ExecServiceClient},
 };
 use cloud_sandbox_rpc::{Upstream, from_status, in_process};
-use cloud_sandbox_runtime::FakeRuntime;
+use cloud_sandbox_runtime::{FakeRuntime, Runtime};
 use cloud_sandbox_storage::{
     Claim, Directory, FileWorkspaces, MemoryDirectory, NodeEntry, SandboxEntry, SandboxFilter, StorageError,
     WorkspaceStore,
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tonic::Status;
 
 use super::agent::Script;
-use crate::{Node, Options};
+use crate::{JournalOptions, Node, Options, Runtimes};
 
 /// A directory that can be made to fail.
 #[derive(Default)]
@@ -131,6 +131,11 @@ pub(super) fn runtime(script: &Arc<Script>) -> Arc<FakeRuntime> {
     Arc::new(FakeRuntime::new(move |_, stream| script.serve(stream)))
 }
 
+/// What a node has that may use these.
+pub(super) fn runtimes(these: &[&Arc<FakeRuntime>]) -> Runtimes {
+    these.iter().map(|runtime| Arc::clone(runtime) as Arc<dyn Runtime>).collect()
+}
+
 /// A store of checkpoints beside a journal.
 pub(super) async fn workspaces(journal: &Path) -> Arc<dyn WorkspaceStore> {
     Arc::new(FileWorkspaces::open(&journal.with_extension("workspaces")).await.unwrap())
@@ -157,6 +162,20 @@ impl World {
         Self::start_with_directory(options, runtime, script, Arc::default()).await
     }
 
+    /// A node with a Docker runtime beside the native one, both served by one script.
+    pub(super) async fn start_on_two(options: Options, prepare: impl FnOnce(&FakeRuntime)) -> (Self, Arc<FakeRuntime>) {
+        let script = Arc::new(Script::default());
+        let serving = Arc::clone(&script);
+        let docker = Arc::new(FakeRuntime::named("docker", move |_, stream| serving.serve(stream)));
+        prepare(&docker);
+        let folder = tempfile::tempdir().unwrap();
+        let journal = folder.path().join("journal");
+        let linux = runtime(&script);
+        let options = Options { journal: JournalOptions::new(&journal), ..options };
+        let (used, store) = ([&linux, &docker], workspaces(&journal).await);
+        (Self::start_with_all(options, used, script, Arc::default(), store, Some(folder)).await, docker)
+    }
+
     /// A node with this directory, too.
     pub(super) async fn start_with_directory(
         mut options: Options,
@@ -169,20 +188,20 @@ impl World {
             options.journal.dir = folder.path().join("journal");
         }
         let workspaces = workspaces(&options.journal.dir).await;
-        Self::start_with_all(options, runtime, script, directory, workspaces, folder).await
+        Self::start_with_all(options, [&runtime, &runtime], script, directory, workspaces, folder).await
     }
 
-    /// A node with this store of checkpoints, too.
+    /// A node with this store of checkpoints, too, and these runtimes, of which the first is looked at.
     pub(super) async fn start_with_all(
         options: Options,
-        runtime: Arc<FakeRuntime>,
+        used: [&Arc<FakeRuntime>; 2],
         script: Arc<Script>,
         directory: Arc<TestDirectory>,
         workspaces: Arc<dyn WorkspaceStore>,
         folder: Option<TempDir>,
     ) -> Self {
-        let node = Node::start(options, Arc::clone(&runtime) as _, Arc::clone(&directory) as _, workspaces).await;
-        Self { node: node.unwrap(), runtime, directory, script, folder }
+        let node = Node::start(options, runtimes(&used), Arc::clone(&directory) as _, workspaces).await;
+        Self { node: node.unwrap(), runtime: Arc::clone(used[0]), directory, script, folder }
     }
 
     /// Lets everything happen that takes a little time only.

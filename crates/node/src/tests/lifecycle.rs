@@ -240,7 +240,7 @@ async fn contradicting_options_are_refused_together() {
     let directory: Arc<TestDirectory> = Arc::default();
     let folder = tempfile::tempdir().unwrap();
     let store = workspaces(&folder.path().join("journal")).await;
-    let error = Node::start(wrong, runtime(&script), directory, store).await.err().unwrap();
+    let error = Node::start(wrong, runtimes(&[&runtime(&script)]), directory, store).await.err().unwrap();
     let fields: Vec<_> = error.violations().iter().map(|violation| violation.field.as_str()).collect();
     assert_eq!(fields, ["pool_max", "pool_min", "create_parallelism"]);
 }

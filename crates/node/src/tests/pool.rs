@@ -6,6 +6,7 @@ use cloud_sandbox_proto::{
     v1::{AcquireSandboxRequest, ResourceLimits},
 };
 use cloud_sandbox_runtime::walls;
+use cloud_sandbox_storage::NodeTemplate;
 use tokio::time::sleep;
 
 use super::harness::*;
@@ -21,7 +22,7 @@ async fn pool_fills_and_refills_after_an_acquire() {
     assert_eq!(world.runtime.sandboxes().len(), 4);
     let entry = world.entry().await;
     assert_eq!((entry.ready, entry.acquired, entry.creating, entry.capacity), (3, 1, 0, 10));
-    assert_eq!(entry.templates, ["host"]);
+    assert_eq!(entry.templates, [NodeTemplate::ready("host", "linux")]);
 }
 
 #[tokio::test(start_paused = true)]

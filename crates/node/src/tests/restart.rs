@@ -10,7 +10,6 @@ use std::{
 use cloud_sandbox_journal::Journal;
 use cloud_sandbox_model::{ExecutionId, SandboxId, error::chain};
 use cloud_sandbox_proto::v1::ExecExited;
-use cloud_sandbox_runtime::Runtime;
 use prost::Message;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -74,13 +73,14 @@ async fn directory_that_hangs_does_not_hold_up_the_start() {
 async fn directory_that_hangs_does_not_hold_up_the_journal() {
     let folder = TempDir::new().unwrap();
     let mut options = short(folder.path());
-    options.journal.retention = Duration::from_millis(300);
+    // longer than a busy machine takes to start the node
+    options.journal.retention = Duration::from_secs(3);
     let ids = left(folder.path(), 50);
     let directory: Arc<TestDirectory> = Arc::default();
     let world = start(options, &directory).await;
     assert!(world.in_directory(ids[0]).await.unwrap().ended);
     directory.hanging.store(true, Ordering::SeqCst);
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(3100));
     sleep(Duration::from_secs(20)).await;
     assert!(ids.iter().all(|id| !folder.path().join(id.to_string()).exists()));
 }
@@ -131,11 +131,11 @@ async fn node_that_cannot_write_its_journal_says_so() {
     let file = folder.path().join("file");
     fs::write(&file, b"").unwrap();
     let script = Arc::default();
-    let runtime: Arc<dyn Runtime> = runtime(&script);
+    let runtime = runtime(&script);
     for dir in [file.clone(), file.join("journal"), "/proc/journal".into()] {
         let directory: Arc<TestDirectory> = Arc::default();
         let store = workspaces(&folder.path().join("journal")).await;
-        let started = Node::start(options_in(&dir, 0, 5), Arc::clone(&runtime), directory as _, store).await;
+        let started = Node::start(options_in(&dir, 0, 5), runtimes(&[&runtime]), directory as _, store).await;
         let said = chain(&started.err().unwrap());
         assert!(said.contains("failed to open the journal") && said.contains(dir.to_str().unwrap()), "{said}");
     }

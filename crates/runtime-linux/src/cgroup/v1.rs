@@ -87,10 +87,6 @@ impl Split {
         self.homes.iter().map(move |(_, instance)| instance.group(id))
     }
 
-    fn file(&self, controller: Controller, id: SandboxId, name: &str) -> Option<PathBuf> {
-        Some(self.group(controller, id)?.join(name))
-    }
-
     fn apply(&self, id: SandboxId, limits: &Limits) -> io::Result<()> {
         if let Some(group) = self.group(Controller::Memory, id) {
             limit_memory(&group, limits.memory_bytes)?;
@@ -141,6 +137,34 @@ fn limit_memory(group: &Path, bytes: u64) -> io::Result<()> {
     write(group, second, bytes)
 }
 
+/// What is used in the groups of something, one for each controller that it has.
+pub fn usage(group: impl Fn(Controller) -> Option<PathBuf>) -> Usage {
+    let file = |controller, name: &str| Some(group(controller)?.join(name));
+    let number = |controller, name| file(controller, name).and_then(|path| read_number(&path));
+    let oom = file(Controller::Memory, "memory.oom_control");
+    let refused = file(Controller::Pids, "pids.events");
+    Usage {
+        memory_bytes: number(Controller::Memory, "memory.usage_in_bytes"),
+        pids: number(Controller::Pids, "pids.current"),
+        cpu_time: number(Controller::CpuAccount, "cpuacct.usage").map(Duration::from_nanos),
+        oom_kills: oom.and_then(|path| read_key(&path, "oom_kill")),
+        pids_refused: refused.and_then(|path| read_key(&path, "max")),
+    }
+}
+
+/// The groups of a process in the hierarchies that are mounted, as `/proc/PID/cgroup` says: `4:memory:/path`.
+pub fn groups_of(text: &str) -> BTreeMap<Controller, PathBuf> {
+    let mut groups = BTreeMap::new();
+    for (controller, base) in bases() {
+        let named = |list: &str| list.split(',').any(|name| name == controller.to_string());
+        let mut lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        if let Some((_, path)) = lines.find(|(list, _)| named(list)) {
+            groups.insert(controller, base.join(path.trim_start_matches('/')));
+        }
+    }
+    groups
+}
+
 impl Hierarchy for Split {
     fn describe(&self) -> String {
         let paths: Vec<_> = self.homes.iter().map(|(_, instance)| instance.path().display().to_string()).collect();
@@ -178,16 +202,7 @@ impl Hierarchy for Split {
     }
 
     fn usage(&self, id: SandboxId) -> Usage {
-        let number = |controller, name| self.file(controller, id, name).and_then(|path| read_number(&path));
-        let oom = self.file(Controller::Memory, id, "memory.oom_control");
-        let refused = self.file(Controller::Pids, id, "pids.events");
-        Usage {
-            memory_bytes: number(Controller::Memory, "memory.usage_in_bytes"),
-            pids: number(Controller::Pids, "pids.current"),
-            cpu_time: number(Controller::CpuAccount, "cpuacct.usage").map(Duration::from_nanos),
-            oom_kills: oom.and_then(|path| read_key(&path, "oom_kill")),
-            pids_refused: refused.and_then(|path| read_key(&path, "max")),
-        }
+        usage(|controller| self.group(controller, id))
     }
 
     fn remove(&self, id: SandboxId) -> io::Result<()> {

@@ -140,6 +140,23 @@ fn apply(group: &Path, limits: &Limits, missing: &[Controller]) -> io::Result<()
     Ok(())
 }
 
+/// What is used in a group.
+pub fn usage(group: &Path) -> Usage {
+    Usage {
+        memory_bytes: read_number(&group.join("memory.current")),
+        pids: read_number(&group.join("pids.current")),
+        cpu_time: read_key(&group.join("cpu.stat"), "usage_usec").map(Duration::from_micros),
+        oom_kills: read_key(&group.join("memory.events"), "oom_kill"),
+        pids_refused: read_key(&group.join("pids.events"), "max"),
+    }
+}
+
+/// The group of a process, as `/proc/PID/cgroup` says: `0::/path`.
+pub fn group_of(text: &str) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(Path::new(MOUNT).join(path.trim_start_matches('/')))
+}
+
 impl Hierarchy for Unified {
     fn describe(&self) -> String {
         format!("v2 at {}", self.instance.path().display())
@@ -177,14 +194,7 @@ impl Hierarchy for Unified {
     }
 
     fn usage(&self, id: SandboxId) -> Usage {
-        let group = self.instance.group(id);
-        Usage {
-            memory_bytes: read_number(&group.join("memory.current")),
-            pids: read_number(&group.join("pids.current")),
-            cpu_time: read_key(&group.join("cpu.stat"), "usage_usec").map(Duration::from_micros),
-            oom_kills: read_key(&group.join("memory.events"), "oom_kill"),
-            pids_refused: read_key(&group.join("pids.events"), "max"),
-        }
+        usage(&self.instance.group(id))
     }
 
     fn remove(&self, id: SandboxId) -> io::Result<()> {

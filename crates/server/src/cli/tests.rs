@@ -68,8 +68,13 @@ fn help_is_as_recorded() {
     let mut command = command(&host()).term_width(100);
     command.build();
     insta::assert_snapshot!("help", command.render_help().to_string());
-    for name in ["serve", "gateway", "node", "run", "doctor", "token"] {
+    for name in ["serve", "gateway", "scheduler", "node", "run", "doctor", "token"] {
         let inner = command.find_subcommand_mut(name).expect("the command exists");
         insta::assert_snapshot!(format!("help_{name}"), inner.render_help().to_string());
+    }
+    let template = command.find_subcommand_mut("template").expect("the command exists");
+    for name in ["add", "list", "show", "remove"] {
+        let inner = template.find_subcommand_mut(name).expect("the command exists");
+        insta::assert_snapshot!(format!("help_template_{name}"), inner.render_help().to_string());
     }
 }

@@ -12,7 +12,8 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Outcome, failure};
+use super::Outcome;
+use crate::client::failure;
 
 /// The largest piece of standard input (as ExecRequest has it).
 const PIECE: usize = 64 * 1024;

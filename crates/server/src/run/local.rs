@@ -6,14 +6,16 @@ use anyhow::{Context as _, bail};
 use cloud_sandbox_auth::{AuthLayer, Principal, Role, Tokens, principal::DEFAULT_TENANT};
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::in_process;
+use cloud_sandbox_storage::MemoryTemplates;
 use tempfile::TempDir;
 use tonic::service::Routes;
 
 use super::Api;
 use crate::{
+    machine::Machine,
     operational::Services,
     settings::{S3Settings, Settings},
-    system::{self, DESTROY_PATIENCE},
+    system::{self, DESTROY_PATIENCE, Scheduling},
 };
 
 const THIS_PROCESS: &str = "in-process";
@@ -42,11 +44,11 @@ pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode
     let alone =
         Settings { pool_min_size: 0, pool_max_size: 1, redis_url: None, s3: S3Settings::default(), ..settings.clone() };
     let directory = system::directory(&alone).await?;
-    let runtime = system::runtime(&alone, folder.path().to_owned())?;
+    let runtimes = Machine::open(&alone, folder.path()).await?.runtimes;
     let journal = folder.path().join("journal");
     let workspaces = system::workspaces(&alone, &folder.path().join("workspaces")).await?;
     let address = THIS_PROCESS.to_owned();
-    let node = system::node(&alone, address, journal, runtime, Arc::clone(&directory), workspaces).await?;
+    let node = system::node(&alone, address, journal, runtimes, Arc::clone(&directory), workspaces).await?;
 
     let mut secret = [0_u8; 32];
     rand::fill(&mut secret);
@@ -55,7 +57,9 @@ pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode
     let own = services(system::node_routes(&node), AuthLayer::for_services(tokens.clone()));
     let services = |routes| services(routes, AuthLayer::new(tokens.clone()));
     let dial = |name| system::dial(&tokens, name, Some((THIS_PROCESS, own.clone())));
-    let scheduler = services(system::scheduler_routes(Arc::clone(&directory), dial("scheduler")));
+    let templates = Arc::new(MemoryTemplates::new());
+    let scheduling = Scheduling::new(&alone, templates, Arc::clone(&directory), dial("scheduler"));
+    let scheduler = services(scheduling.routes());
     // what runs here has a sandbox of its own
     let no_sessions = services(Routes::default());
     let exec = services(system::exec_routes(Arc::clone(&directory), dial("exec"), no_sessions));

@@ -3,7 +3,10 @@
 use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
 
 use super::{Mode, S3Settings, Settings, values::Secret};
-use cloud_sandbox_model::Limits;
+use cloud_sandbox_model::{
+    Limits,
+    template::{DOCKER, HOST},
+};
 use cloud_sandbox_telemetry::LogFormat;
 
 /// Loopback: nobody is let in from outside before the operator says so.
@@ -48,8 +51,10 @@ pub const JOURNAL_EXECUTION_BYTES: u64 = 64 * 1024 * 1024;
 pub const JOURNAL_TOTAL_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// What servers that know no regions expect.
 pub const S3_REGION: &str = "us-east-1";
-/// The only runtime there is.
-pub const SANDBOX_RUNTIME: &str = "linux";
+/// All that there are: one that cannot be used on a host is said in its log, and the others are used.
+pub const SANDBOX_RUNTIMES: [&str; 2] = ["linux", "docker"];
+/// Small, and it has what most agents run.
+pub const SANDBOX_IMAGE: &str = "python:3.11-slim";
 
 /// What the defaults depend on besides the mode.
 #[derive(Debug, Clone, Default)]
@@ -131,7 +136,11 @@ pub(super) fn settings(mode: Mode, host: &Host) -> Settings {
         pool_max_size: POOL_MAX_SIZE,
         sandbox_limits: Limits::DEFAULT,
         sandbox_limits_max: host.most(),
-        sandbox_runtime: SANDBOX_RUNTIME.to_owned(),
+        sandbox_runtimes: SANDBOX_RUNTIMES.map(str::to_owned).to_vec(),
+        // what Docker's own tools call
+        docker_host: None,
+        sandbox_image: SANDBOX_IMAGE.to_owned(),
+        default_template: template(&SANDBOX_RUNTIMES.map(str::to_owned)).to_owned(),
         require_isolation: false,
         // each costs its memory in every warm sandbox, about 8 MiB for Python
         warm_contexts: Vec::new(),
@@ -152,11 +161,16 @@ pub(super) fn settings(mode: Mode, host: &Host) -> Settings {
         session_url: url(SESSION_PORT),
         exec_url: url(EXEC_PORT),
         log_level: match mode {
-            Mode::Run | Mode::Doctor | Mode::Token => COMMAND_LOG_LEVEL.to_owned(),
+            Mode::Run | Mode::Doctor | Mode::Token | Mode::Template => COMMAND_LOG_LEVEL.to_owned(),
             _ => LOG_LEVEL.to_owned(),
         },
         log_format: LogFormat::default(),
     }
+}
+
+/// The template of callers who name none: that of the first runtime in the order in which they are made.
+pub(super) fn template(runtimes: &[String]) -> &'static str {
+    if runtimes.iter().any(|runtime| runtime == "linux") { HOST } else { DOCKER }
 }
 
 fn loopback(port: u16) -> SocketAddr {

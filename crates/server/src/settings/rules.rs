@@ -36,7 +36,7 @@ impl Settings {
             Mode::Serve => is_loopback(self.listen.ip()) && is_loopback(self.grpc_listen.ip()),
             Mode::Gateway => is_loopback(self.listen.ip()),
             Mode::Scheduler | Mode::SessionManager | Mode::Exec | Mode::Node => is_loopback(self.grpc_listen.ip()),
-            Mode::Run | Mode::Doctor | Mode::Token => true,
+            Mode::Run | Mode::Doctor | Mode::Token | Mode::Template => true,
         }
     }
 }

@@ -77,11 +77,23 @@ const ALL: &[Mode] = Mode::ALL;
 const EDGES: &[Mode] = &[Mode::Serve, Mode::Gateway];
 const HOSTS: &[Mode] = &[Mode::Serve, Mode::Node];
 const RUNNERS: &[Mode] = &[Mode::Serve, Mode::Node, Mode::Run];
-const SIGNERS: &[Mode] =
-    &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node, Mode::Token];
+const TEMPLATED: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager, Mode::Node, Mode::Run];
+const TEMPLATED_CALLS: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager, Mode::Run];
+const IMAGED: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::Node, Mode::Run];
+const SIGNERS: &[Mode] = &[
+    Mode::Serve,
+    Mode::Gateway,
+    Mode::Scheduler,
+    Mode::SessionManager,
+    Mode::Exec,
+    Mode::Node,
+    Mode::Token,
+    Mode::Template,
+];
 const SERVERS: &[Mode] = &[Mode::Serve, Mode::Gateway, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
 const SHARERS: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager, Mode::Exec, Mode::Node];
 const KEEPERS: &[Mode] = &[Mode::Serve, Mode::SessionManager];
+const RECORDERS: &[Mode] = &[Mode::Serve, Mode::Scheduler, Mode::SessionManager];
 const SAVERS: &[Mode] = &[Mode::Serve, Mode::SessionManager, Mode::Node];
 
 /// Beyond these bounds somebody has mistyped.
@@ -346,12 +358,36 @@ pub static TABLE: &[Row] = &[
         |s| Some(s.sandbox_limits_max.cpu_weight.to_string())
     ),
     row!(
-        "sandbox_runtime",
+        "sandbox_runtimes",
+        Text,
+        TEMPLATED,
+        "What isolates sandboxes on a node, as far as its host has it: linux, docker",
+        |s, text| put(&mut s.sandbox_runtimes, values::some_words(text, &defaults::SANDBOX_RUNTIMES)),
+        |s| Some(s.sandbox_runtimes.join(","))
+    ),
+    row!(
+        "docker_host",
         Text,
         RUNNERS,
-        "What isolates the sandboxes",
-        |s, text| put(&mut s.sandbox_runtime, values::one_of(text, &[defaults::SANDBOX_RUNTIME])),
-        |s| Some(s.sandbox_runtime.clone())
+        "Where the Docker Engine is: unix:///path or tcp://host:port; by default its usual socket",
+        |s, text| put(&mut s.docker_host, values::docker_host(text).map(Some)),
+        |s| s.docker_host.clone()
+    ),
+    row!(
+        "sandbox_image",
+        Text,
+        IMAGED,
+        "The image of the built-in template docker",
+        |s, text| put(&mut s.sandbox_image, values::image(text)),
+        |s| Some(s.sandbox_image.clone())
+    ),
+    row!(
+        "default_template",
+        Text,
+        TEMPLATED_CALLS,
+        "The template of callers who name none; by default host where sandbox_runtimes has linux, else docker",
+        |s, text| put(&mut s.default_template, values::template(text)),
+        |s| Some(s.default_template.clone())
     ),
     row!(
         "require_isolation",
@@ -460,8 +496,8 @@ pub static TABLE: &[Row] = &[
     row!(
         "database_url",
         Url,
-        KEEPERS,
-        "The PostgreSQL that keeps the sessions, for several session managers at once; without it a file in data_dir does",
+        RECORDERS,
+        "The PostgreSQL that keeps sessions and templates, for several replicas at once; without it a file in data_dir does",
         |s, text| put(&mut s.database_url, values::database_url(text).map(Some)),
         |s| s.database_url.as_ref().map(|url| values::masked_url(url.reveal()))
     ),

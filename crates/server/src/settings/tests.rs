@@ -273,8 +273,19 @@ fn state_lies_where_the_user_keeps_it() {
 
 #[test]
 fn known_variable_without_effect_is_told() {
-    let env = [("SANDBOX_IMAGE", "python:3.11-slim"), ("POOL_MIN_SIZE", "3")];
+    let env = [("SANDBOX_RUNTIME", "linux"), ("POOL_MIN_SIZE", "3")];
     let resolved = Case { env: &env, ..Case::default() }.resolve(Mode::Serve).unwrap();
     let names: Vec<_> = resolved.unheeded.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["SANDBOX_IMAGE"]);
+    assert_eq!(names, ["SANDBOX_RUNTIME"]);
+}
+
+#[test]
+fn default_template_is_the_native_one_where_that_runtime_is() {
+    let template = |env| Case { env, ..Case::default() }.resolve(Mode::Serve).unwrap().settings.default_template;
+    assert_eq!(template(&[]), "host");
+    assert_eq!(template(&[("SANDBOX_RUNTIMES", "docker,linux")]), "host");
+    assert_eq!(template(&[("SANDBOX_RUNTIMES", "docker")]), "docker");
+    assert_eq!(template(&[("SANDBOX_RUNTIMES", "docker"), ("DEFAULT_TEMPLATE", "python@3")]), "python@3");
+    let faults = Case { env: &[("SANDBOX_RUNTIMES", "podman")], ..Case::default() }.faults(Mode::Node);
+    assert!(faults[0].starts_with("sandbox_runtimes: must be some of linux, docker"), "{faults:?}");
 }

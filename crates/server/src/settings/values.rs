@@ -9,7 +9,12 @@ use std::{
 };
 
 use cloud_sandbox_auth::{ApiKey, Role};
-use cloud_sandbox_storage::sessions::postgres::check_url as check_database_url;
+use cloud_sandbox_model::{
+    Template,
+    input::Violations,
+    template::{check_name, split_reference},
+};
+use cloud_sandbox_storage::check_database_url;
 
 /// The shortest API key, in bytes: 64 bits even when it is written in hexadecimal digits.
 const API_KEY_MIN: usize = 16;
@@ -54,7 +59,8 @@ where
     parsed.ok_or_else(|| format!("must be a whole number from {min} to {max}, not {text:?}"))
 }
 
-pub(super) fn bytes(text: &str, min: u64, max: u64) -> Result<u64, String> {
+/// A number of bytes, in a unit or without one.
+pub fn bytes(text: &str, min: u64, max: u64) -> Result<u64, String> {
     const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
     let unit = UNITS.iter().find_map(|(name, factor)| Some((text.strip_suffix(name)?, *factor)));
     let (digits, factor) = unit.unwrap_or((text, 1));
@@ -76,6 +82,14 @@ pub(super) fn words(text: &str, known: &[&str]) -> Result<Vec<String>, String> {
         }
     }
     Ok(words)
+}
+
+/// The same, and at least one.
+pub(super) fn some_words(text: &str, known: &[&str]) -> Result<Vec<String>, String> {
+    match words(text, known)? {
+        none if none.is_empty() => Err(format!("must be some of {} with commas between", known.join(", "))),
+        words => Ok(words),
+    }
 }
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
@@ -163,12 +177,33 @@ pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|_| "must be the path of a folder".to_owned())
 }
 
-pub(super) fn one_of(text: &str, words: &[&str]) -> Result<String, String> {
-    if words.contains(&text) {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("must be {}, not {text:?}", words.join(" or ")))
+/// Where a Docker Engine is, as its own tools take it.
+pub(super) fn docker_host(text: &str) -> Result<String, String> {
+    let good = match text.split_once("://") {
+        Some(("unix", path)) => path.starts_with('/'),
+        Some(("tcp" | "http" | "https", host)) => !host.is_empty() && !host.starts_with(['/', ':']),
+        _ => false,
+    };
+    if good && !text.contains(' ') {
+        return Ok(text.to_owned());
     }
+    Err(format!("must be a URL like unix:///run/docker.sock or tcp://host:port, not {text:?}"))
+}
+
+pub(super) fn image(text: &str) -> Result<String, String> {
+    let template = Template { name: "image".to_owned(), ..Template::docker(text) };
+    match template.check() {
+        Ok(()) => Ok(text.to_owned()),
+        Err(error) => Err(error.violations().iter().map(|broken| broken.rule.clone()).collect::<Vec<_>>().join("; ")),
+    }
+}
+
+pub(super) fn template(text: &str) -> Result<String, String> {
+    let mut violations = Violations::default();
+    let (name, _) = split_reference(text).ok_or("must be a name, or name@version with a whole number from 1")?;
+    check_name(&mut violations, "", name);
+    violations.finish().map_err(|error| error.violations()[0].rule.clone())?;
+    Ok(text.to_owned())
 }
 
 pub(super) fn api_keys(text: &str) -> Result<Vec<ApiKey>, String> {
@@ -242,6 +277,28 @@ mod tests {
             assert!(prefix(bad).is_err(), "{bad}");
         }
         assert!(region("eu-central-1").is_ok() && region("").is_err() && region("a b").is_err());
+    }
+
+    #[test]
+    fn runtimes_engines_images_and_templates_are_told_from_what_is_none() {
+        assert_eq!(some_words(" docker,linux,docker ", &["linux", "docker"]).unwrap(), ["docker", "linux"]);
+        for bad in ["", ",", "podman", "docker+runsc"] {
+            assert!(some_words(bad, &["linux", "docker"]).unwrap_err().contains("linux, docker"), "{bad}");
+        }
+        for good in ["unix:///var/run/docker.sock", "tcp://127.0.0.1:2375"] {
+            assert_eq!(docker_host(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "/var/run/docker.sock", "unix://docker.sock", "tcp://", "ssh://host", "tcp:// host"] {
+            assert!(docker_host(bad).is_err(), "{bad}");
+        }
+        assert!(image("ghcr.io/owner/name@sha256:00").is_ok());
+        for bad in ["", "a b", "-x", &"a".repeat(513)] {
+            assert!(image(bad).unwrap_err().starts_with("must be an image reference"), "{bad}");
+        }
+        assert!(template("python").is_ok() && template("python@3").is_ok());
+        for bad in ["", "Python", "python@", "python@0", "a/b"] {
+            assert!(template(bad).unwrap_err().starts_with("must be"), "{bad}");
+        }
     }
 
     #[test]

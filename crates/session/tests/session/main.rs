@@ -13,6 +13,7 @@ mod nodes;
 mod pauses;
 mod races;
 mod stores;
+mod templates;
 mod timeouts;
 mod twice;
 mod world;

@@ -14,11 +14,12 @@ use cloud_sandbox_proto::v1::{
     ResumeSessionRequest, Session, UpdateSessionRequest, session_service_server::SessionService as _,
 };
 use cloud_sandbox_rpc::{LocalDial, Upstream, from_status, in_process};
-use cloud_sandbox_scheduler::SchedulerService;
+use cloud_sandbox_scheduler::{SchedulerService, TemplateOptions, Templates};
 use cloud_sandbox_session::{Options, Parts, SessionKeeper, SessionService, Sessions, steps::Probe};
 use cloud_sandbox_sim_node::{MemoryWorkspaces, SimNode, by, principal};
 use cloud_sandbox_storage::{
-    Directory, MemoryDirectory, SessionFilter, SessionRecord, SessionStore, SqliteSessions, sessions::Along,
+    Directory, MemoryDirectory, MemoryTemplates, SessionFilter, SessionRecord, SessionStore, SqliteSessions,
+    sessions::Along,
 };
 use tonic::{Request, Response, Status, service::interceptor::InterceptedService};
 
@@ -29,6 +30,8 @@ pub(crate) struct World {
     pub(crate) directory: Arc<MemoryDirectory>,
     pub(crate) store: Arc<SqliteSessions>,
     pub(crate) workspaces: Arc<MemoryWorkspaces>,
+    pub(crate) templates: Arc<MemoryTemplates>,
+    pub(crate) named: Templates,
     scheduler: Upstream,
     replica: Replica,
     _folder: tempfile::TempDir,
@@ -77,7 +80,10 @@ impl World {
         let workspaces = Arc::new(MemoryWorkspaces::default());
         let node = SimNode::start(directory.clone(), &dial, 5, 20).await;
         node.keep_checkpoints_in(workspaces.clone());
-        let scheduler = SchedulerService::new(directory.clone(), Arc::new(dial.clone())).grpc();
+        let options_of_templates = TemplateOptions { default_template: "host".into(), docker_image: String::new() };
+        let templates = Arc::new(MemoryTemplates::new());
+        let named = Templates::new(templates.clone(), options_of_templates);
+        let scheduler = SchedulerService::new(directory.clone(), Arc::new(dial.clone()), named.clone()).grpc();
         // the scheduler knows the caller by its own token, which must have come along
         let identify = |mut request: Request<()>| {
             let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
@@ -95,7 +101,7 @@ impl World {
             scheduler: scheduler.clone(),
         };
         let replica = Replica::of(Sessions::new(parts, options));
-        Self { node, dial, directory, store, workspaces, scheduler, replica, _folder: folder }
+        Self { node, dial, directory, store, workspaces, templates, named, scheduler, replica, _folder: folder }
     }
 
     fn parts(&self) -> Parts {

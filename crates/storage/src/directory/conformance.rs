@@ -50,6 +50,7 @@ pub(crate) fn entry(tenant: &str, user: &str, lease: Duration) -> SandboxEntry {
         node: NodeId::generate(),
         node_address: "http://10.0.0.1:9093".into(),
         template: "host".into(),
+        runtime: "docker+runsc".into(),
         paused: false,
         ended: false,
         limits: Limits::DEFAULT,
@@ -63,7 +64,7 @@ fn node() -> NodeEntry {
     NodeEntry {
         id: NodeId::generate(),
         address: "http://10.0.0.2:9093".into(),
-        templates: vec!["host".into(), "python".into()],
+        templates: vec![NodeTemplate::ready("host", "linux"), NodeTemplate::ready("python@1", "docker+runc")],
         ready: 1,
         acquired: 4,
         paused: 2,
@@ -166,7 +167,7 @@ pub(crate) async fn list_filters_by_every_field(directory: &dyn Directory) {
     let plain = entry("t", "ada", MINUTE);
     let other = SandboxEntry {
         user: "bob".into(),
-        template: "python".into(),
+        template: "python@3".into(),
         paused: true,
         metadata: BTreeMap::from([("team".into(), "x".into()), ("n".into(), "1".into())]),
         ..entry("t", "bob", MINUTE)
@@ -177,13 +178,19 @@ pub(crate) async fn list_filters_by_every_field(directory: &dyn Directory) {
     for filter in [
         SandboxFilter { user: Some("bob".into()), ..of("t") },
         SandboxFilter { template: Some("python".into()), ..of("t") },
+        SandboxFilter { template: Some("python@3".into()), ..of("t") },
         SandboxFilter { paused: Some(true), ..of("t") },
         SandboxFilter { metadata: labels, ..of("t") },
     ] {
         assert_eq!(listed(directory, &filter).await, [other.id], "{filter:?}");
     }
-    let wrong = SandboxFilter { metadata: vec![("team".into(), "y".into())], ..of("t") };
-    assert_eq!(listed(directory, &wrong).await, []);
+    for wrong in [
+        SandboxFilter { metadata: vec![("team".into(), "y".into())], ..of("t") },
+        SandboxFilter { template: Some("pytho".into()), ..of("t") },
+        SandboxFilter { template: Some("python@".into()), ..of("t") },
+    ] {
+        assert_eq!(listed(directory, &wrong).await, [], "{wrong:?}");
+    }
     assert_eq!(listed(directory, &SandboxFilter { paused: Some(false), ..of("t") }).await, [plain.id]);
 }
 

@@ -367,7 +367,7 @@ pub(crate) async fn details_are_kept(store: &dyn SessionStore) {
             allow: vec!["*.example.org:*".into()],
             deny: vec!["a.example.org".into(), "10.0.0.0/8".into()],
         },
-        limits: Some(WantedLimits {
+        limits: Some(cloud_sandbox_model::Limits {
             memory_bytes: u64::MAX,
             cpu_millis: 1,
             pids: 2,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use cloud_sandbox_model::{CheckpointId, NodeId, SandboxId, SessionId};
+use cloud_sandbox_model::{CheckpointId, Limits, NodeId, SandboxId, SessionId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{from_millis, to_millis};
@@ -15,7 +15,7 @@ pub struct SessionDetails {
     /// environment of all that runs in it
     pub env: BTreeMap<String, String>,
     /// limits other than the template's; a zero is the template's
-    pub limits: Option<WantedLimits>,
+    pub limits: Option<Limits>,
     /// what of the network its sandbox sees
     pub network: WantedNetwork,
     /// how long it may run, in seconds; 0 for ever, as sessions of early versions have it
@@ -51,20 +51,6 @@ pub struct SessionDetails {
     pub acquires: u32,
     /// how many events have been written
     pub events: i64,
-}
-
-/// Limits as they were asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct WantedLimits {
-    pub memory_bytes: u64,
-    pub cpu_millis: u32,
-    pub pids: u32,
-    pub disk_bytes: u64,
-    pub open_files: u32,
-    pub output_bytes: u64,
-    pub execution_seconds: u32,
-    pub cpu_weight: u32,
 }
 
 /// A network policy as it was asked for.
@@ -166,7 +152,7 @@ mod tests {
     fn what_an_earlier_version_wrote_is_read_with_defaults() {
         assert_eq!(serde_json::from_str::<SessionDetails>("{}").unwrap(), SessionDetails::default());
         let limits = r#"{"memory_bytes": 1, "cpu_millis": 2, "pids": 3, "disk_bytes": 4}"#;
-        let known = WantedLimits { memory_bytes: 1, cpu_millis: 2, pids: 3, disk_bytes: 4, ..WantedLimits::default() };
-        assert_eq!(serde_json::from_str::<WantedLimits>(limits).unwrap(), known);
+        let known = Limits { memory_bytes: 1, cpu_millis: 2, pids: 3, disk_bytes: 4, ..Limits::default() };
+        assert_eq!(serde_json::from_str::<Limits>(limits).unwrap(), known);
     }
 }

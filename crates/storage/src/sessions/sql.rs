@@ -1,55 +1,19 @@
-//! What the stores in SQL share: how a row is a record, which query a filter stands for, and what a failure means.
+//! What the session stores in SQL share: how a row is a record, and which query a filter stands for.
 
 mod statements;
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::collections::BTreeSet;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use cloud_sandbox_model::{CheckpointId, SessionId, SessionState};
-use serde::de::DeserializeOwned;
-use sqlx::{
-    ColumnIndex, Database, Decode, Encode, Row, Type,
-    migrate::{MigrateError, Migrator},
-    query_builder::QueryBuilder,
-};
+use sqlx::{ColumnIndex, Database, Decode, Encode, Row, Type, query_builder::QueryBuilder};
 
 use super::{CheckpointRecord, SessionEvent, SessionFilter, SessionRecord, from_millis, to_millis};
-use crate::error::StorageError;
+use crate::{
+    error::StorageError,
+    sql::{column, corrupt, json, parsed},
+};
 pub(super) use statements::{NEEDED, Words, along, checkpoints, events, insert, postpone, update};
-
-pub(super) const STORE: &str = "the session store";
-/// No room on the disk: SQLITE_FULL (sqlite.org/rescode.html), and disk_full (PostgreSQL, appendix A).
-const FULL: [&str; 2] = ["13", "53100"];
-
-/// What a failure means: a database without room is told apart.
-pub(super) fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StorageError {
-    let source = error.into();
-    let is_full = match source.downcast_ref::<sqlx::Error>() {
-        Some(sqlx::Error::Database(error)) => error.code().is_some_and(|code| FULL.contains(&&*code)),
-        _ => false,
-    };
-    if is_full {
-        StorageError::Full { store: STORE, source }
-    } else {
-        StorageError::Unavailable { store: STORE, source }
-    }
-}
-
-pub(super) fn corrupt(what: impl Into<String>) -> StorageError {
-    StorageError::Corrupt { store: STORE, what: what.into() }
-}
-
-/// Why the tables could not be brought to what `known` makes of them.
-pub(super) fn not_migrated(error: MigrateError, known: &Migrator) -> StorageError {
-    match error {
-        // migrations are never taken back: one that is not known here is one of a later version
-        MigrateError::VersionMissing(found) => {
-            let known = known.iter().map(|migration| migration.version).max().unwrap_or_default();
-            StorageError::Newer { store: STORE, found, known }
-        }
-        error => unavailable(error),
-    }
-}
 
 /// A row as a record. `metadata` must come as text.
 pub(super) fn read<'r, R>(row: &'r R) -> Result<SessionRecord, StorageError>
@@ -136,23 +100,6 @@ where
     needed.insert(parsed("folder", column(row, "folder")?)?);
     needed.extend(json::<BTreeSet<CheckpointId>>("packs", column(row, "packs")?)?);
     Ok(())
-}
-
-fn json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, StorageError> {
-    serde_json::from_str(text).map_err(|error| corrupt(format!("column {name}: {error}")))
-}
-
-fn column<'r, R, T>(row: &'r R, name: &str) -> Result<T, StorageError>
-where
-    R: Row,
-    for<'n> &'n str: ColumnIndex<R>,
-    T: Decode<'r, R::Database> + Type<R::Database>,
-{
-    row.try_get(name).map_err(|error| corrupt(format!("column {name}: {error}")))
-}
-
-fn parsed<T: FromStr>(name: &str, text: &str) -> Result<T, StorageError> {
-    text.parse().map_err(|_| corrupt(format!("column {name}: {text:?}")))
 }
 
 /// The query that a filter stands for. `label` adds the condition that a label has a value, each database in its words.

@@ -1,61 +1,33 @@
 //! The sessions of one machine, in an SQLite file.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, path::Path, time::SystemTime};
 
 use async_trait::async_trait;
 use cloud_sandbox_model::{CheckpointId, SessionId};
-use sqlx::{
-    Sqlite, SqlitePool,
-    migrate::Migrator,
-    query_builder::QueryBuilder,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
-};
+use sqlx::{Sqlite, query_builder::QueryBuilder};
 
 use super::{
     Along, CheckpointRecord, Inserted, SessionEvent, SessionFilter, SessionRecord, SessionStore,
-    sql::{self, Words, not_migrated, read, unavailable},
+    sql::{self, Words, read},
     to_millis,
 };
-use crate::error::StorageError;
+use crate::{
+    error::StorageError,
+    sql::{sqlite::SqliteDatabase, unavailable},
+};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
-/// How long a write waits for another one.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// One write at a time is all that SQLite does; the others read meanwhile.
-const CONNECTIONS: u32 = 4;
 const WORDS: Words = Words { json: "", same: "IS" };
-/// A transaction that will write says so at its begin: one that only finds out later cannot wait for another.
-const BEGIN: &str = "BEGIN IMMEDIATE";
 
 /// A [`SessionStore`] in an SQLite file.
 #[derive(Debug, Clone)]
 pub struct SqliteSessions {
-    pool: SqlitePool,
+    pub(crate) database: SqliteDatabase,
 }
 
 impl SqliteSessions {
-    /// Opens the file at `path`, made if it is not there, and brings its tables up to date.
+    /// Those in the file at `path`, made if it is not there.
     pub async fn open(path: &Path) -> Result<Self, StorageError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // with a write-ahead log this may lose the last writes to a power cut, but never consistency
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(BUSY_TIMEOUT)
-            .connect_with(options)
-            .await
-            .map_err(unavailable)?;
-        MIGRATIONS.run(&pool).await.map_err(|error| not_migrated(error, &MIGRATIONS))?;
-        Ok(Self { pool })
+        Ok(SqliteDatabase::open(path).await?.sessions())
     }
 
     /// Writes a session by `first`, and what belongs to it, all or nothing. `false`, and nothing written, when `first` did
@@ -67,10 +39,9 @@ impl SqliteSessions {
         along: &Along,
     ) -> Result<bool, StorageError> {
         if along.is_empty() {
-            let done = first.build().execute(&self.pool).await.map_err(unavailable)?;
-            return Ok(done.rows_affected() > 0);
+            return Ok(self.database.execute(first).await? > 0);
         }
-        let mut transaction = self.pool.begin_with(BEGIN).await.map_err(unavailable)?;
+        let mut transaction = self.database.begin().await?;
         let done = first.build().execute(&mut *transaction).await.map_err(unavailable)?;
         if done.rows_affected() == 0 {
             return Ok(false);
@@ -82,16 +53,12 @@ impl SqliteSessions {
         Ok(true)
     }
 
-    async fn rows(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<SqliteRow>, StorageError> {
-        query.build().fetch_all(&self.pool).await.map_err(unavailable)
-    }
-
     async fn by_request(&self, record: &SessionRecord) -> Result<Option<SessionRecord>, StorageError> {
         let row = sqlx::query("SELECT * FROM sessions WHERE tenant = ? AND user_id = ? AND request_id = ?")
             .bind(&record.tenant)
             .bind(&record.user)
             .bind(&record.request_id)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&self.database.pool)
             .await
             .map_err(unavailable)?;
         row.as_ref().map(read).transpose()
@@ -119,7 +86,7 @@ impl SessionStore for SqliteSessions {
 
     async fn get(&self, id: SessionId) -> Result<Option<SessionRecord>, StorageError> {
         let row = sqlx::query("SELECT * FROM sessions WHERE id = ?").bind(id.to_string());
-        let row = row.fetch_optional(&self.pool).await.map_err(unavailable)?;
+        let row = row.fetch_optional(&self.database.pool).await.map_err(unavailable)?;
         row.as_ref().map(read).transpose()
     }
 
@@ -129,7 +96,7 @@ impl SessionStore for SqliteSessions {
         after: Option<SessionId>,
         limit: usize,
     ) -> Result<Vec<SessionRecord>, StorageError> {
-        let rows = self.rows(sql::select("*", filter, after, limit, label)).await?;
+        let rows = self.database.rows(sql::select("*", filter, after, limit, label)).await?;
         rows.iter().map(read).collect()
     }
 
@@ -138,43 +105,40 @@ impl SessionStore for SqliteSessions {
     }
 
     async fn postpone(&self, record: &SessionRecord, due_at: Option<SystemTime>) -> Result<bool, StorageError> {
-        let mut query = sql::postpone::<Sqlite>(&WORDS, record, due_at.map(to_millis));
-        let done = query.build().execute(&self.pool).await.map_err(unavailable)?;
-        Ok(done.rows_affected() > 0)
+        Ok(self.database.execute(sql::postpone(&WORDS, record, due_at.map(to_millis))).await? > 0)
     }
 
     async fn delete(&self, id: SessionId, version: i64) -> Result<bool, StorageError> {
         let delete =
             sqlx::query("DELETE FROM sessions WHERE id = ? AND version = ?").bind(id.to_string()).bind(version);
-        let done = delete.execute(&self.pool).await.map_err(unavailable)?;
+        let done = delete.execute(&self.database.pool).await.map_err(unavailable)?;
         Ok(done.rows_affected() > 0 || self.get(id).await?.is_none())
     }
 
     async fn events(&self, session: SessionId, after: i64, limit: usize) -> Result<Vec<SessionEvent>, StorageError> {
-        let rows = self.rows(sql::events(&session.to_string(), after, limit)).await?;
+        let rows = self.database.rows(sql::events(&session.to_string(), after, limit)).await?;
         rows.iter().map(sql::read_event).collect()
     }
 
     async fn checkpoints(&self, session: SessionId) -> Result<Vec<CheckpointRecord>, StorageError> {
-        let rows = self.rows(sql::checkpoints(&session.to_string())).await?;
+        let rows = self.database.rows(sql::checkpoints(&session.to_string())).await?;
         rows.iter().map(sql::read_checkpoint).collect()
     }
 
     async fn needed_folders(&self) -> Result<BTreeSet<CheckpointId>, StorageError> {
         let mut needed = BTreeSet::new();
-        for row in self.rows(QueryBuilder::new(sql::NEEDED)).await? {
+        for row in self.database.rows(QueryBuilder::new(sql::NEEDED)).await? {
             sql::read_needed(&row, &mut needed)?;
         }
         Ok(needed)
     }
 
     async fn check(&self) -> Result<(), StorageError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(unavailable)?;
-        Ok(())
+        self.database.check().await
     }
 
     async fn close(&self) {
-        self.pool.close().await;
+        self.database.close().await;
     }
 }
 
@@ -208,7 +172,7 @@ mod tests {
         let (_folder, store) = store().await;
         let record = conformance::record("ada", None);
         store.insert(&record, &Along::default()).await.unwrap();
-        sqlx::query("UPDATE sessions SET state = 'lost'").execute(&store.pool).await.unwrap();
+        sqlx::query("UPDATE sessions SET state = 'lost'").execute(&store.database.pool).await.unwrap();
         assert!(matches!(store.get(record.id).await, Err(StorageError::Corrupt { .. })));
     }
 
@@ -217,10 +181,10 @@ mod tests {
         let (folder, store) = store().await;
         let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
                      VALUES (99, 'later', true, x'00', 0)";
-        sqlx::query(later).execute(&store.pool).await.unwrap();
+        sqlx::query(later).execute(&store.database.pool).await.unwrap();
         store.close().await;
         let opened = SqliteSessions::open(&folder.path().join("sessions.db")).await;
-        assert!(matches!(opened, Err(StorageError::Newer { found: 99, known: 2, .. })), "{opened:?}");
+        assert!(matches!(opened, Err(StorageError::Newer { found: 99, known: 3, .. })), "{opened:?}");
     }
 
     #[tokio::test]

@@ -36,6 +36,7 @@ from ._sync._sandbox import Sandbox
 from ._sync._session import Session
 from ._sync._tools import SandboxTools
 from ._sync._workspace import Workspace
+from ._templates import StartCommand, TemplateInfo, TemplateNode, TemplateSource
 from ._tool_schemas import ToolAnswer
 from .errors import *  # noqa: F403
 
@@ -80,6 +81,10 @@ __all__ = [
     "Session",
     "SessionEvent",
     "SessionInfo",
+    "StartCommand",
+    "TemplateInfo",
+    "TemplateNode",
+    "TemplateSource",
     "TestCase",
     "TestReport",
     "ToolAnswer",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 
-from .v1 import auth_pb2, context_pb2, exec_pb2, file_pb2, scheduler_pb2, session_pb2
+from .v1 import auth_pb2, context_pb2, exec_pb2, file_pb2, scheduler_pb2, session_pb2, template_pb2
 
-CONTRACTS = (auth_pb2, context_pb2, exec_pb2, file_pb2, scheduler_pb2, session_pb2)
+CONTRACTS = (auth_pb2, context_pb2, exec_pb2, file_pb2, scheduler_pb2, session_pb2, template_pb2)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class SandboxInfo:
     sandbox_id: str
     """Its id."""
     template: str
-    """The template it was made from."""
+    """The template it was made from: `name@version`, or the name of a built-in one."""
     state: str
     """`creating`, `ready`, `acquired`, `paused` or `terminating`."""
     user_id: str
@@ -87,6 +87,8 @@ class SandboxInfo:
     """When its lease ends unless it is kept alive."""
     network: Network
     """What of the network it sees."""
+    runtime: str
+    """What isolates it: `linux`, `docker`, `docker+runsc`."""
 
     @classmethod
     def _read(cls, message: scheduler_pb2.Sandbox) -> SandboxInfo:
@@ -101,6 +103,7 @@ class SandboxInfo:
             create_time=moment(message.create_time),
             expire_time=moment(message.expire_time),
             network=Network._read(message.network),
+            runtime=message.runtime,
         )
 
 

@@ -26,6 +26,9 @@ BY_REASON: dict[str, type[CloudSandboxError]] = {
     "SANDBOX_NOT_FOUND": errors.SandboxNotFoundError,
     "SANDBOX_PAUSED": errors.SandboxPausedError,
     "SESSION_NOT_FOUND": errors.SessionNotFoundError,
+    "TEMPLATE_FAILED": errors.TemplateFailedError,
+    "TEMPLATE_NOT_FOUND": errors.TemplateNotFoundError,
+    "TEMPLATE_NOT_READY": errors.TemplateNotReadyError,
 }
 BY_CODE: dict[str, type[CloudSandboxError]] = {
     "ABORTED": errors.StateError,

@@ -39,6 +39,9 @@ __all__ = [
     "ServiceConnectionError",
     "SessionNotFoundError",
     "StateError",
+    "TemplateFailedError",
+    "TemplateNotFoundError",
+    "TemplateNotReadyError",
     "UnsupportedError",
 ]
 
@@ -148,6 +151,10 @@ class FileMissingError(NotFoundError, FileNotFoundError):
     """There is no such file in the sandbox. It is a `FileNotFoundError` as well."""
 
 
+class TemplateNotFoundError(NotFoundError):
+    """There is no such template."""
+
+
 class AlreadyExistsError(CloudSandboxError):
     """What was to be made is there already, or a request id was used for something else before."""
 
@@ -166,6 +173,14 @@ class SandboxPausedError(StateError):
 
 class LanguageUnavailableError(StateError):
     """The template lacks the language or program; the message says which."""
+
+
+class TemplateNotReadyError(StateError):
+    """The template is still being prepared: `Client.templates.wait()` waits for it."""
+
+
+class TemplateFailedError(StateError):
+    """No node could prepare the template; the message says why."""
 
 
 class FileChangedError(CloudSandboxError):

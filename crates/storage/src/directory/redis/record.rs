@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::STORE;
 use crate::{
-    directory::{NodeEntry, SandboxEntry},
+    directory::{NodeEntry, NodeTemplate, SandboxEntry},
     error::StorageError,
 };
 
@@ -20,6 +20,8 @@ pub(super) struct SandboxRecord {
     node: String,
     node_address: String,
     template: String,
+    #[serde(default)]
+    runtime: String,
     paused: bool,
     #[serde(default)]
     ended: bool,
@@ -49,6 +51,7 @@ impl From<&SandboxEntry> for SandboxRecord {
             node: entry.node.to_string(),
             node_address: entry.node_address.clone(),
             template: entry.template.clone(),
+            runtime: entry.runtime.clone(),
             paused: entry.paused,
             ended: entry.ended,
             memory_bytes: entry.limits.memory_bytes,
@@ -77,6 +80,7 @@ impl SandboxRecord {
             node: self.node.parse().map_err(|_| corrupt(format!("node id {:?}", self.node)))?,
             node_address: self.node_address,
             template: self.template,
+            runtime: self.runtime,
             paused: self.paused,
             ended: self.ended,
             limits: Limits {
@@ -117,7 +121,7 @@ fn cpu_weight() -> u32 {
 pub(super) struct NodeRecord {
     id: String,
     address: String,
-    templates: Vec<String>,
+    templates: Vec<NodeTemplate>,
     ready: u32,
     acquired: u32,
     paused: u32,

@@ -1,27 +1,37 @@
 //! The conformance suite on a private server, and what only a server can do: fail.
 
-use std::{path::Path, process::Command, time::Instant};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, Executor, PgConnection};
+use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::sessions::conformance::{record, run_all, session_cases};
-
-#[path = "../../../../../tests/setup/postgres.rs"]
-mod server;
-
-use server::{PASSWORD, PostgresServer, left_out};
+use crate::{
+    sessions::conformance::{record, run_all, session_cases},
+    sql::postgres::{
+        ACQUIRE_WITHIN, ANSWER_WITHIN, CONNECTIONS, TRUSTED_FOR, options,
+        server::{PASSWORD, PostgresServer, left_out},
+    },
+};
 
 /// A connection beside the store's.
 async fn connection(server: &PostgresServer, database: &str) -> PgConnection {
-    url::options(&server.url(database)).unwrap().connect().await.unwrap()
+    options(&server.url(database)).unwrap().connect().await.unwrap()
+}
+
+async fn connect(url: &str) -> Result<PostgresSessions, StorageError> {
+    Ok(PostgresDatabase::connect(url).await?.sessions())
 }
 
 /// A store in a new database.
 async fn store(server: &PostgresServer, database: &str) -> PostgresSessions {
     let create = format!("CREATE DATABASE {database}");
     connection(server, "postgres").await.execute(sqlx::AssertSqlSafe(create)).await.unwrap();
-    PostgresSessions::connect(&server.url(database)).await.unwrap()
+    connect(&server.url(database)).await.unwrap()
 }
 
 /// Ends the store's connections from the server's side, and gives how many there were.
@@ -59,7 +69,7 @@ async fn replicas_that_start_at_once_make_the_tables_once() {
         .map(|_| {
             tokio::spawn({
                 let url = url.clone();
-                async move { PostgresSessions::connect(&url).await }
+                async move { connect(&url).await }
             })
         })
         .collect();
@@ -67,7 +77,7 @@ async fn replicas_that_start_at_once_make_the_tables_once() {
         store.await.unwrap().unwrap().check().await.unwrap();
     }
     // and one that starts later finds them
-    PostgresSessions::connect(&url).await.unwrap().check().await.unwrap();
+    connect(&url).await.unwrap().check().await.unwrap();
 }
 
 #[tokio::test]
@@ -80,8 +90,8 @@ async fn schema_of_a_later_version_is_refused_and_a_broken_one_too() {
     let mut beside = connection(&server, "later").await;
     let later = "INSERT INTO _sqlx_migrations VALUES (99, 'later', now(), true, '', 0)";
     beside.execute(later).await.unwrap();
-    let refused = PostgresSessions::connect(&server.url("later")).await;
-    assert!(matches!(refused, Err(StorageError::Newer { found: 99, known: 2, .. })), "{refused:?}");
+    let refused = connect(&server.url("later")).await;
+    assert!(matches!(refused, Err(StorageError::Newer { found: 99, known: 3, .. })), "{refused:?}");
     let text = refused.unwrap_err().to_string();
     assert!(text.contains("later version") && text.contains("99"), "{text}");
     // the version before goes on meanwhile
@@ -89,7 +99,7 @@ async fn schema_of_a_later_version_is_refused_and_a_broken_one_too() {
 
     beside.execute("DELETE FROM _sqlx_migrations WHERE version = 99").await.unwrap();
     beside.execute("UPDATE _sqlx_migrations SET checksum = 'x'").await.unwrap();
-    assert!(is_unavailable(&PostgresSessions::connect(&server.url("later")).await));
+    assert!(is_unavailable(&connect(&server.url("later")).await));
 }
 
 #[tokio::test]
@@ -171,8 +181,8 @@ async fn store_tells_a_server_that_is_away_hangs_or_is_read_only_and_finds_it_ag
         .execute("ALTER DATABASE away SET default_transaction_read_only = on")
         .await
         .unwrap();
-    store.pool.close().await;
-    let store = PostgresSessions { pool: PostgresSessions::pool(url::options(&server.url("away")).unwrap()) };
+    store.database.pool.close().await;
+    let store = PostgresDatabase { pool: PostgresDatabase::pool(options(&server.url("away")).unwrap()) }.sessions();
     assert!(is_unavailable(&store.check().await) && is_unavailable(&store.update(&record, &Along::default()).await));
     assert!(store.get(record.id).await.unwrap().is_some(), "what can be read is");
 }
@@ -209,13 +219,13 @@ async fn server_that_starts_late_is_waited_for_and_one_that_refuses_is_not() {
     let url = server.url("postgres");
     for wrong in [url.replace(PASSWORD, "wrong-password"), server.url("nowhere"), "mysql://host".into()] {
         let asked = Instant::now();
-        let refused = PostgresSessions::connect(&wrong).await;
+        let refused = connect(&wrong).await;
         assert!(is_unavailable(&refused) && asked.elapsed() < Duration::from_secs(5), "{refused:?}");
         let text = format!("{:?}", refused.unwrap_err());
         assert!(!text.contains("wrong-password") && !text.contains(PASSWORD), "{text}");
     }
     server.kill();
-    let connecting = tokio::spawn(async move { PostgresSessions::connect(&url).await });
+    let connecting = tokio::spawn(async move { connect(&url).await });
     sleep(Duration::from_millis(500)).await;
     assert!(!connecting.is_finished());
     server.launch();
@@ -254,15 +264,15 @@ async fn tls_is_as_strict_as_the_url_asks() {
         (server.url("postgres"), format!("sslmode=verify-full&sslrootcert={}", root.display()), false),
         (by_name, "sslmode=verify-full".to_owned(), false),
     ] {
-        let connected = PostgresSessions::connect(&format!("{url}?{parameters}")).await;
+        let connected = connect(&format!("{url}?{parameters}")).await;
         assert_eq!(connected.is_ok(), is_let_in, "{parameters}: {connected:?}");
         if let Ok(store) = connected {
             let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-            let encrypted: bool = sqlx::query_scalar(encrypted).fetch_one(&store.pool).await.unwrap();
+            let encrypted: bool = sqlx::query_scalar(encrypted).fetch_one(&store.database.pool).await.unwrap();
             assert!(encrypted, "{parameters}");
         }
     }
     let plain = PostgresServer::start();
-    let refused = PostgresSessions::connect(&format!("{}?sslmode=require", plain.url("postgres"))).await;
+    let refused = connect(&format!("{}?sslmode=require", plain.url("postgres"))).await;
     assert!(is_unavailable(&refused), "never in plain text where TLS was asked for");
 }

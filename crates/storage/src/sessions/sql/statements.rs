@@ -2,13 +2,13 @@
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use cloud_sandbox_model::CheckpointId;
-use serde::Serialize;
-use sqlx::{Database, Encode, Type, query_builder::QueryBuilder};
+use sqlx::{Encode, Type, query_builder::QueryBuilder};
 
-use super::{corrupt, to_millis};
+use super::to_millis;
 use crate::{
     error::StorageError,
     sessions::{Along, CheckpointRecord, EVENTS_MAX, SessionEvent, SessionRecord},
+    sql::{Plain, text},
 };
 
 /// What a database says in words of its own.
@@ -17,15 +17,6 @@ pub(in crate::sessions) struct Words {
     pub(in crate::sessions) json: &'static str,
     /// what compares two values of which each may be NULL
     pub(in crate::sessions) same: &'static str,
-}
-
-/// A database that takes texts and numbers.
-pub(in crate::sessions) trait Plain: Database<Arguments: Default> {}
-
-impl<DB: Database<Arguments: Default>> Plain for DB {}
-
-fn text(value: &impl Serialize) -> Result<String, StorageError> {
-    serde_json::to_string(value).map_err(|error| corrupt(format!("a value to write: {error}")))
 }
 
 fn number(value: u64) -> i64 {

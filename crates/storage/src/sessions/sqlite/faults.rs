@@ -31,7 +31,7 @@ async fn full_disk_is_told_apart_and_damages_nothing() {
 
     fs::remove_file(other).unwrap();
     assert_eq!(store.insert(&record("bob", None), &Along::default()).await.unwrap(), Inserted::New);
-    let sound: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&store.pool).await.unwrap();
+    let sound: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&store.database.pool).await.unwrap();
     assert_eq!(sound, "ok");
     store.close().await;
     let store = SqliteSessions::open(&path).await.unwrap();
@@ -57,7 +57,7 @@ async fn write_that_another_process_holds_up_is_given_up_and_works_afterwards() 
     store.insert(&there, &Along::default()).await.unwrap();
 
     let another = SqliteSessions::open(&path).await.unwrap();
-    let mut holder = another.pool.acquire().await.unwrap();
+    let mut holder = another.database.pool.acquire().await.unwrap();
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *holder).await.unwrap();
     let refused = store.insert(&waiting, &Along::default()).await;
     assert!(matches!(refused, Err(StorageError::Unavailable { .. })), "{refused:?}");

@@ -12,6 +12,7 @@ from .._wire import enum
 from ..errors import InvalidArgumentError
 from ..v1 import auth_pb2, scheduler_pb2
 from ._io import owner
+from ._templates import AsyncTemplates
 from ._transport import AsyncTransport
 
 # connections that are kept open for those to come
@@ -52,6 +53,11 @@ class AsyncClient:
             request_timeout=request_timeout,
         )
         self._transport = AsyncTransport(settings)
+
+    @property
+    def templates(self) -> AsyncTemplates:
+        """What sandboxes are made from: `templates.create(…)`, `get`, `list`, `watch`, `wait` and `delete`."""
+        return AsyncTemplates(self._transport)
 
     @property
     def base_url(self) -> str:

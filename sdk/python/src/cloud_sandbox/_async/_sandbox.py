@@ -59,7 +59,7 @@ class AsyncSandbox(AsyncWorkspace):
         """Acquires a sandbox.
 
         Args:
-            template: what it is made from. Default: `host`, the node's own `/usr`, read-only.
+            template: the template it is made from, by name or `name@version`. Default: the server's `default_template`.
             timeout: its lease in whole seconds, 1 to 86400: so long after this it is destroyed, unless `set_timeout()`
                 begins the lease anew.
             envs: environment of everything run in it.

@@ -13,6 +13,7 @@ from .._wire import enum
 from ..errors import InvalidArgumentError
 from ..v1 import auth_pb2, scheduler_pb2
 from ._io import owner
+from ._templates import Templates
 from ._transport import Transport
 
 # connections that are kept open for those to come
@@ -53,6 +54,11 @@ class Client:
             request_timeout=request_timeout,
         )
         self._transport = Transport(settings)
+
+    @property
+    def templates(self) -> Templates:
+        """What sandboxes are made from: `templates.create(…)`, `get`, `list`, `watch`, `wait` and `delete`."""
+        return Templates(self._transport)
 
     @property
     def base_url(self) -> str:

@@ -71,7 +71,7 @@ class Session(Workspace):
         """Makes a session and acquires its sandbox.
 
         Args:
-            template: what it is made from. Default: `host`, the node's own `/usr`, read-only.
+            template: the template it is made from, by name or `name@version`. Default: the server's `default_template`.
             timeout: how long it may run from its creation or resume, in whole seconds, up to 2592000. Default: 3600.
             idle_timeout: how long it may be idle, in whole seconds: without calls, streams and CPU time. Default: for
                 ever.

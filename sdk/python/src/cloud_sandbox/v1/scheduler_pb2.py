@@ -27,7 +27,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cloud_sandbox/v1/scheduler.proto\x12\x10\x63loud_sandbox.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x01\n\x0eResourceLimits\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x12\n\ncpu_millis\x18\x02 \x01(\r\x12\x0c\n\x04pids\x18\x03 \x01(\r\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x04\x12\x12\n\nopen_files\x18\x05 \x01(\r\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x04\x12\x19\n\x11\x65xecution_seconds\x18\x07 \x01(\r\x12\x12\n\ncpu_weight\x18\x08 \x01(\r\"Y\n\rNetworkPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.cloud_sandbox.v1.NetworkMode\x12\r\n\x05\x61llow\x18\x02 \x03(\t\x12\x0c\n\x04\x64\x65ny\x18\x03 \x03(\t\"\xef\x02\n\x0cSandboxUsage\x12\x19\n\x0cmemory_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04pids\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0b\x63pu_time_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ndisk_bytes\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\toom_kills\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x19\n\x0cpids_refused\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x1b\n\x13\x63onnections_allowed\x18\x07 \x01(\x04\x12\x1a\n\x12\x63onnections_denied\x18\x08 \x01(\x04\x12\x1a\n\x12network_sent_bytes\x18\t \x01(\x04\x12\x1e\n\x16network_received_bytes\x18\n \x01(\x04\x42\x0f\n\r_memory_bytesB\x07\n\x05_pidsB\x0e\n\x0c_cpu_time_msB\r\n\x0b_disk_bytesB\x0c\n\n_oom_killsB\x0f\n\r_pids_refused\"\xe1\x03\n\x07Sandbox\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08template\x18\x02 \x01(\t\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.cloud_sandbox.v1.SandboxState\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x30\n\x06limits\x18\x06 \x01(\x0b\x32 .cloud_sandbox.v1.ResourceLimits\x12\x39\n\x08metadata\x18\x07 \x03(\x0b\x32\'.cloud_sandbox.v1.Sandbox.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07network\x18\n \x01(\x0b\x32\x1f.cloud_sandbox.v1.NetworkPolicy\x12-\n\x05usage\x18\x0b \x01(\x0b\x32\x1e.cloud_sandbox.v1.SandboxUsage\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9f\x03\n\x15\x41\x63quireSandboxRequest\x12\x10\n\x08template\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\r\x12=\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x30.cloud_sandbox.v1.AcquireSandboxRequest.EnvEntry\x12G\n\x08metadata\x18\x04 \x03(\x0b\x32\x35.cloud_sandbox.v1.AcquireSandboxRequest.MetadataEntry\x12\x30\n\x06limits\x18\x05 \x01(\x0b\x32 .cloud_sandbox.v1.ResourceLimits\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x30\n\x07network\x18\x07 \x01(\x0b\x32\x1f.cloud_sandbox.v1.NetworkPolicy\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x16\x41\x63quireSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"1\n\x15ReleaseSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\">\n\x16ReleaseSandboxResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08released\x18\x02 \x01(\x08\"L\n\x17KeepAliveSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\r\"F\n\x18KeepAliveSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"-\n\x11GetSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"@\n\x12GetSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"\x90\x01\n\x14ListSandboxesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.cloud_sandbox.v1.SandboxState\x12\x10\n\x08template\x18\x04 \x01(\t\x12\x10\n\x08metadata\x18\x05 \x03(\t\"^\n\x15ListSandboxesResponse\x12,\n\tsandboxes\x18\x01 \x03(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x14UpdateSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\x07network\x18\x02 \x01(\x0b\x32\x1f.cloud_sandbox.v1.NetworkPolicyB\x04\xe2\x41\x01\x02\"C\n\x15UpdateSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"\x18\n\x16GetSandboxStatsRequest\"\xa9\x01\n\x17GetSandboxStatsResponse\x12\r\n\x05total\x18\x01 \x01(\r\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63quired\x18\x03 \x01(\r\x12\x0e\n\x06paused\x18\x04 \x01(\r\x12\x10\n\x08\x63reating\x18\x05 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x06 \x01(\r\x12*\n\x05nodes\x18\x07 \x03(\x0b\x32\x1b.cloud_sandbox.v1.NodeStats\"\x83\x01\n\tNodeStats\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63quired\x18\x03 \x01(\r\x12\x0e\n\x06paused\x18\x04 \x01(\r\x12\x10\n\x08\x63reating\x18\x05 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08*\xb7\x01\n\x0cSandboxState\x12\x1d\n\x19SANDBOX_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SANDBOX_STATE_CREATING\x10\x01\x12\x17\n\x13SANDBOX_STATE_READY\x10\x02\x12\x1a\n\x16SANDBOX_STATE_ACQUIRED\x10\x03\x12\x18\n\x14SANDBOX_STATE_PAUSED\x10\x04\x12\x1d\n\x19SANDBOX_STATE_TERMINATING\x10\x05*r\n\x0bNetworkMode\x12\x1c\n\x18NETWORK_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11NETWORK_MODE_NONE\x10\x01\x12\x17\n\x13NETWORK_MODE_EGRESS\x10\x02\x12\x15\n\x11NETWORK_MODE_OPEN\x10\x03\x32\xfd\x07\n\x10SchedulerService\x12\x90\x01\n\x0e\x41\x63quireSandbox\x12\'.cloud_sandbox.v1.AcquireSandboxRequest\x1a(.cloud_sandbox.v1.AcquireSandboxResponse\"+\x82\xd3\xe4\x93\x02%\"\x17/api/v1/sandbox/acquire:\x01*b\x07sandbox\x12\x8a\x01\n\x0eReleaseSandbox\x12\'.cloud_sandbox.v1.ReleaseSandboxRequest\x1a(.cloud_sandbox.v1.ReleaseSandboxResponse\"%\x90\x02\x02\x82\xd3\xe4\x93\x02\x1c\"\x17/api/v1/sandbox/release:\x01*\x12\x9b\x01\n\x10KeepAliveSandbox\x12).cloud_sandbox.v1.KeepAliveSandboxRequest\x1a*.cloud_sandbox.v1.KeepAliveSandboxResponse\"0\x90\x02\x02\x82\xd3\xe4\x93\x02\'\"\x19/api/v1/sandbox/keepalive:\x01*b\x07sandbox\x12\x89\x01\n\nGetSandbox\x12#.cloud_sandbox.v1.GetSandboxRequest\x1a$.cloud_sandbox.v1.GetSandboxResponse\"0\x90\x02\x01\x82\xd3\xe4\x93\x02\'\x12\x1c/api/v1/sandbox/{sandbox_id}b\x07sandbox\x12|\n\rListSandboxes\x12&.cloud_sandbox.v1.ListSandboxesRequest\x1a\'.cloud_sandbox.v1.ListSandboxesResponse\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/sandbox\x12\x95\x01\n\rUpdateSandbox\x12&.cloud_sandbox.v1.UpdateSandboxRequest\x1a\'.cloud_sandbox.v1.UpdateSandboxResponse\"3\x90\x02\x02\x82\xd3\xe4\x93\x02*2\x1c/api/v1/sandbox/{sandbox_id}:\x01*b\x07sandbox\x12\x88\x01\n\x0fGetSandboxStats\x12(.cloud_sandbox.v1.GetSandboxStatsRequest\x1a).cloud_sandbox.v1.GetSandboxStatsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/api/v1/sandbox/statsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cloud_sandbox/v1/scheduler.proto\x12\x10\x63loud_sandbox.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x01\n\x0eResourceLimits\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x12\n\ncpu_millis\x18\x02 \x01(\r\x12\x0c\n\x04pids\x18\x03 \x01(\r\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x04\x12\x12\n\nopen_files\x18\x05 \x01(\r\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x04\x12\x19\n\x11\x65xecution_seconds\x18\x07 \x01(\r\x12\x12\n\ncpu_weight\x18\x08 \x01(\r\"Y\n\rNetworkPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.cloud_sandbox.v1.NetworkMode\x12\r\n\x05\x61llow\x18\x02 \x03(\t\x12\x0c\n\x04\x64\x65ny\x18\x03 \x03(\t\"\xef\x02\n\x0cSandboxUsage\x12\x19\n\x0cmemory_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04pids\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0b\x63pu_time_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ndisk_bytes\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\toom_kills\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x19\n\x0cpids_refused\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x1b\n\x13\x63onnections_allowed\x18\x07 \x01(\x04\x12\x1a\n\x12\x63onnections_denied\x18\x08 \x01(\x04\x12\x1a\n\x12network_sent_bytes\x18\t \x01(\x04\x12\x1e\n\x16network_received_bytes\x18\n \x01(\x04\x42\x0f\n\r_memory_bytesB\x07\n\x05_pidsB\x0e\n\x0c_cpu_time_msB\r\n\x0b_disk_bytesB\x0c\n\n_oom_killsB\x0f\n\r_pids_refused\"\xf2\x03\n\x07Sandbox\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08template\x18\x02 \x01(\t\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.cloud_sandbox.v1.SandboxState\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x30\n\x06limits\x18\x06 \x01(\x0b\x32 .cloud_sandbox.v1.ResourceLimits\x12\x39\n\x08metadata\x18\x07 \x03(\x0b\x32\'.cloud_sandbox.v1.Sandbox.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07network\x18\n \x01(\x0b\x32\x1f.cloud_sandbox.v1.NetworkPolicy\x12-\n\x05usage\x18\x0b \x01(\x0b\x32\x1e.cloud_sandbox.v1.SandboxUsage\x12\x0f\n\x07runtime\x18\x0c \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9f\x03\n\x15\x41\x63quireSandboxRequest\x12\x10\n\x08template\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\r\x12=\n\x03\x65nv\x18\x03 \x03(\x0b\x32\x30.cloud_sandbox.v1.AcquireSandboxRequest.EnvEntry\x12G\n\x08metadata\x18\x04 \x03(\x0b\x32\x35.cloud_sandbox.v1.AcquireSandboxRequest.MetadataEntry\x12\x30\n\x06limits\x18\x05 \x01(\x0b\x32 .cloud_sandbox.v1.ResourceLimits\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x30\n\x07network\x18\x07 \x01(\x0b\x32\x1f.cloud_sandbox.v1.NetworkPolicy\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x16\x41\x63quireSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"1\n\x15ReleaseSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\">\n\x16ReleaseSandboxResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x10\n\x08released\x18\x02 \x01(\x08\"L\n\x17KeepAliveSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\r\"F\n\x18KeepAliveSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"-\n\x11GetSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"@\n\x12GetSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"\x90\x01\n\x14ListSandboxesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.cloud_sandbox.v1.SandboxState\x12\x10\n\x08template\x18\x04 \x01(\t\x12\x10\n\x08metadata\x18\x05 \x03(\t\"^\n\x15ListSandboxesResponse\x12,\n\tsandboxes\x18\x01 \x03(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x14UpdateSandboxRequest\x12\x18\n\nsandbox_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\x07network\x18\x02 \x01(\x0b\x32\x1f.cloud_sandbox.v1.NetworkPolicyB\x04\xe2\x41\x01\x02\"C\n\x15UpdateSandboxResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.cloud_sandbox.v1.Sandbox\"\x18\n\x16GetSandboxStatsRequest\"\xa9\x01\n\x17GetSandboxStatsResponse\x12\r\n\x05total\x18\x01 \x01(\r\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63quired\x18\x03 \x01(\r\x12\x0e\n\x06paused\x18\x04 \x01(\r\x12\x10\n\x08\x63reating\x18\x05 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x06 \x01(\r\x12*\n\x05nodes\x18\x07 \x03(\x0b\x32\x1b.cloud_sandbox.v1.NodeStats\"\x83\x01\n\tNodeStats\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63quired\x18\x03 \x01(\r\x12\x0e\n\x06paused\x18\x04 \x01(\r\x12\x10\n\x08\x63reating\x18\x05 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08*\xb7\x01\n\x0cSandboxState\x12\x1d\n\x19SANDBOX_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SANDBOX_STATE_CREATING\x10\x01\x12\x17\n\x13SANDBOX_STATE_READY\x10\x02\x12\x1a\n\x16SANDBOX_STATE_ACQUIRED\x10\x03\x12\x18\n\x14SANDBOX_STATE_PAUSED\x10\x04\x12\x1d\n\x19SANDBOX_STATE_TERMINATING\x10\x05*r\n\x0bNetworkMode\x12\x1c\n\x18NETWORK_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11NETWORK_MODE_NONE\x10\x01\x12\x17\n\x13NETWORK_MODE_EGRESS\x10\x02\x12\x15\n\x11NETWORK_MODE_OPEN\x10\x03\x32\xfd\x07\n\x10SchedulerService\x12\x90\x01\n\x0e\x41\x63quireSandbox\x12\'.cloud_sandbox.v1.AcquireSandboxRequest\x1a(.cloud_sandbox.v1.AcquireSandboxResponse\"+\x82\xd3\xe4\x93\x02%\"\x17/api/v1/sandbox/acquire:\x01*b\x07sandbox\x12\x8a\x01\n\x0eReleaseSandbox\x12\'.cloud_sandbox.v1.ReleaseSandboxRequest\x1a(.cloud_sandbox.v1.ReleaseSandboxResponse\"%\x90\x02\x02\x82\xd3\xe4\x93\x02\x1c\"\x17/api/v1/sandbox/release:\x01*\x12\x9b\x01\n\x10KeepAliveSandbox\x12).cloud_sandbox.v1.KeepAliveSandboxRequest\x1a*.cloud_sandbox.v1.KeepAliveSandboxResponse\"0\x90\x02\x02\x82\xd3\xe4\x93\x02\'\"\x19/api/v1/sandbox/keepalive:\x01*b\x07sandbox\x12\x89\x01\n\nGetSandbox\x12#.cloud_sandbox.v1.GetSandboxRequest\x1a$.cloud_sandbox.v1.GetSandboxResponse\"0\x90\x02\x01\x82\xd3\xe4\x93\x02\'\x12\x1c/api/v1/sandbox/{sandbox_id}b\x07sandbox\x12|\n\rListSandboxes\x12&.cloud_sandbox.v1.ListSandboxesRequest\x1a\'.cloud_sandbox.v1.ListSandboxesResponse\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/sandbox\x12\x95\x01\n\rUpdateSandbox\x12&.cloud_sandbox.v1.UpdateSandboxRequest\x1a\'.cloud_sandbox.v1.UpdateSandboxResponse\"3\x90\x02\x02\x82\xd3\xe4\x93\x02*2\x1c/api/v1/sandbox/{sandbox_id}:\x01*b\x07sandbox\x12\x88\x01\n\x0fGetSandboxStats\x12(.cloud_sandbox.v1.GetSandboxStatsRequest\x1a).cloud_sandbox.v1.GetSandboxStatsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/api/v1/sandbox/statsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,10 +64,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULERSERVICE'].methods_by_name['UpdateSandbox']._serialized_options = b'\220\002\002\202\323\344\223\002*2\034/api/v1/sandbox/{sandbox_id}:\001*b\007sandbox'
   _globals['_SCHEDULERSERVICE'].methods_by_name['GetSandboxStats']._loaded_options = None
   _globals['_SCHEDULERSERVICE'].methods_by_name['GetSandboxStats']._serialized_options = b'\220\002\001\202\323\344\223\002\027\022\025/api/v1/sandbox/stats'
-  _globals['_SANDBOXSTATE']._serialized_start=2896
-  _globals['_SANDBOXSTATE']._serialized_end=3079
-  _globals['_NETWORKMODE']._serialized_start=3081
-  _globals['_NETWORKMODE']._serialized_end=3195
+  _globals['_SANDBOXSTATE']._serialized_start=2913
+  _globals['_SANDBOXSTATE']._serialized_end=3096
+  _globals['_NETWORKMODE']._serialized_start=3098
+  _globals['_NETWORKMODE']._serialized_end=3212
   _globals['_RESOURCELIMITS']._serialized_start=151
   _globals['_RESOURCELIMITS']._serialized_end=332
   _globals['_NETWORKPOLICY']._serialized_start=334
@@ -75,43 +75,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SANDBOXUSAGE']._serialized_start=426
   _globals['_SANDBOXUSAGE']._serialized_end=793
   _globals['_SANDBOX']._serialized_start=796
-  _globals['_SANDBOX']._serialized_end=1277
-  _globals['_SANDBOX_METADATAENTRY']._serialized_start=1230
-  _globals['_SANDBOX_METADATAENTRY']._serialized_end=1277
-  _globals['_ACQUIRESANDBOXREQUEST']._serialized_start=1280
-  _globals['_ACQUIRESANDBOXREQUEST']._serialized_end=1695
-  _globals['_ACQUIRESANDBOXREQUEST_ENVENTRY']._serialized_start=1604
-  _globals['_ACQUIRESANDBOXREQUEST_ENVENTRY']._serialized_end=1646
-  _globals['_ACQUIRESANDBOXREQUEST_METADATAENTRY']._serialized_start=1230
-  _globals['_ACQUIRESANDBOXREQUEST_METADATAENTRY']._serialized_end=1277
-  _globals['_ACQUIRESANDBOXRESPONSE']._serialized_start=1697
-  _globals['_ACQUIRESANDBOXRESPONSE']._serialized_end=1765
-  _globals['_RELEASESANDBOXREQUEST']._serialized_start=1767
-  _globals['_RELEASESANDBOXREQUEST']._serialized_end=1816
-  _globals['_RELEASESANDBOXRESPONSE']._serialized_start=1818
-  _globals['_RELEASESANDBOXRESPONSE']._serialized_end=1880
-  _globals['_KEEPALIVESANDBOXREQUEST']._serialized_start=1882
-  _globals['_KEEPALIVESANDBOXREQUEST']._serialized_end=1958
-  _globals['_KEEPALIVESANDBOXRESPONSE']._serialized_start=1960
-  _globals['_KEEPALIVESANDBOXRESPONSE']._serialized_end=2030
-  _globals['_GETSANDBOXREQUEST']._serialized_start=2032
-  _globals['_GETSANDBOXREQUEST']._serialized_end=2077
-  _globals['_GETSANDBOXRESPONSE']._serialized_start=2079
-  _globals['_GETSANDBOXRESPONSE']._serialized_end=2143
-  _globals['_LISTSANDBOXESREQUEST']._serialized_start=2146
-  _globals['_LISTSANDBOXESREQUEST']._serialized_end=2290
-  _globals['_LISTSANDBOXESRESPONSE']._serialized_start=2292
-  _globals['_LISTSANDBOXESRESPONSE']._serialized_end=2386
-  _globals['_UPDATESANDBOXREQUEST']._serialized_start=2388
-  _globals['_UPDATESANDBOXREQUEST']._serialized_end=2492
-  _globals['_UPDATESANDBOXRESPONSE']._serialized_start=2494
-  _globals['_UPDATESANDBOXRESPONSE']._serialized_end=2561
-  _globals['_GETSANDBOXSTATSREQUEST']._serialized_start=2563
-  _globals['_GETSANDBOXSTATSREQUEST']._serialized_end=2587
-  _globals['_GETSANDBOXSTATSRESPONSE']._serialized_start=2590
-  _globals['_GETSANDBOXSTATSRESPONSE']._serialized_end=2759
-  _globals['_NODESTATS']._serialized_start=2762
-  _globals['_NODESTATS']._serialized_end=2893
-  _globals['_SCHEDULERSERVICE']._serialized_start=3198
-  _globals['_SCHEDULERSERVICE']._serialized_end=4219
+  _globals['_SANDBOX']._serialized_end=1294
+  _globals['_SANDBOX_METADATAENTRY']._serialized_start=1247
+  _globals['_SANDBOX_METADATAENTRY']._serialized_end=1294
+  _globals['_ACQUIRESANDBOXREQUEST']._serialized_start=1297
+  _globals['_ACQUIRESANDBOXREQUEST']._serialized_end=1712
+  _globals['_ACQUIRESANDBOXREQUEST_ENVENTRY']._serialized_start=1621
+  _globals['_ACQUIRESANDBOXREQUEST_ENVENTRY']._serialized_end=1663
+  _globals['_ACQUIRESANDBOXREQUEST_METADATAENTRY']._serialized_start=1247
+  _globals['_ACQUIRESANDBOXREQUEST_METADATAENTRY']._serialized_end=1294
+  _globals['_ACQUIRESANDBOXRESPONSE']._serialized_start=1714
+  _globals['_ACQUIRESANDBOXRESPONSE']._serialized_end=1782
+  _globals['_RELEASESANDBOXREQUEST']._serialized_start=1784
+  _globals['_RELEASESANDBOXREQUEST']._serialized_end=1833
+  _globals['_RELEASESANDBOXRESPONSE']._serialized_start=1835
+  _globals['_RELEASESANDBOXRESPONSE']._serialized_end=1897
+  _globals['_KEEPALIVESANDBOXREQUEST']._serialized_start=1899
+  _globals['_KEEPALIVESANDBOXREQUEST']._serialized_end=1975
+  _globals['_KEEPALIVESANDBOXRESPONSE']._serialized_start=1977
+  _globals['_KEEPALIVESANDBOXRESPONSE']._serialized_end=2047
+  _globals['_GETSANDBOXREQUEST']._serialized_start=2049
+  _globals['_GETSANDBOXREQUEST']._serialized_end=2094
+  _globals['_GETSANDBOXRESPONSE']._serialized_start=2096
+  _globals['_GETSANDBOXRESPONSE']._serialized_end=2160
+  _globals['_LISTSANDBOXESREQUEST']._serialized_start=2163
+  _globals['_LISTSANDBOXESREQUEST']._serialized_end=2307
+  _globals['_LISTSANDBOXESRESPONSE']._serialized_start=2309
+  _globals['_LISTSANDBOXESRESPONSE']._serialized_end=2403
+  _globals['_UPDATESANDBOXREQUEST']._serialized_start=2405
+  _globals['_UPDATESANDBOXREQUEST']._serialized_end=2509
+  _globals['_UPDATESANDBOXRESPONSE']._serialized_start=2511
+  _globals['_UPDATESANDBOXRESPONSE']._serialized_end=2578
+  _globals['_GETSANDBOXSTATSREQUEST']._serialized_start=2580
+  _globals['_GETSANDBOXSTATSREQUEST']._serialized_end=2604
+  _globals['_GETSANDBOXSTATSRESPONSE']._serialized_start=2607
+  _globals['_GETSANDBOXSTATSRESPONSE']._serialized_end=2776
+  _globals['_NODESTATS']._serialized_start=2779
+  _globals['_NODESTATS']._serialized_end=2910
+  _globals['_SCHEDULERSERVICE']._serialized_start=3215
+  _globals['_SCHEDULERSERVICE']._serialized_end=4236
 # @@protoc_insertion_point(module_scope)

@@ -302,16 +302,19 @@ class Sandbox(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     """The sandbox's id: `sb` and a lower-case ULID."""
     template: _builtins.str
-    """The template it was made from."""
+    """The template it was made from: `name@version`, or the name of a built-in one."""
     state: Global___SandboxState.ValueType
     """What it is doing."""
     user_id: _builtins.str
     """The user it belongs to."""
     node_id: _builtins.str
     """The node that hosts it."""
+    runtime: _builtins.str
+    """The runtime that isolates it: `linux`, `docker+runc`."""
     @_builtins.property
     def limits(self) -> Global___ResourceLimits:
         """The limits in force."""
@@ -350,10 +353,11 @@ class Sandbox(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         network: Global___NetworkPolicy | None = ...,
         usage: Global___SandboxUsage | None = ...,
+        runtime: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "network", b"network", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "network", b"network", "node_id", b"node_id", "sandbox_id", b"sandbox_id", "state", b"state", "template", b"template", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "network", b"network", "node_id", b"node_id", "runtime", b"runtime", "sandbox_id", b"sandbox_id", "state", b"state", "template", b"template", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,7 +417,9 @@ class AcquireSandboxRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     template: _builtins.str
-    """The template to start from. Default: `host`, the node's own `/usr`, read-only."""
+    """The template to start from, by name, which means its newest version, or by `name@version`. Default: the server's
+    `default_template`: `host`, the node's own `/usr`, read-only, where it has the runtime `linux`, else `docker`.
+    """
     timeout_seconds: _builtins.int
     """The lease in seconds: without keep-alive the sandbox is destroyed this long after its acquire; 1 to 86400.
     Default: 300.

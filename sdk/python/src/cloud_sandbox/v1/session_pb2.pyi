@@ -597,7 +597,9 @@ class CreateSessionRequest(_message.Message):
     AUTO_RESUME_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     template: _builtins.str
-    """The template to start from. Default: `host`."""
+    """The template to start from, by name, which means what is its newest version whenever a sandbox is acquired, or by
+    `name@version`. Default: the server's `default_template`.
+    """
     timeout_seconds: _builtins.int
     """How long it may run from its creation or resume, in seconds, 1 to 2592000 (30 days). Default: 3600."""
     request_id: _builtins.str

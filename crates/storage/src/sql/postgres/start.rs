@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Failure;
 use crate::{
     error::StorageError,
-    sessions::sql::{not_migrated, unavailable},
+    sql::{not_migrated, unavailable},
 };
 
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How long a server may take to be there: one that is started along with us takes some seconds.
 const START_WITHIN: Duration = Duration::from_secs(15);

@@ -31,7 +31,7 @@ pub fn check_url(url: &str) -> Result<(), String> {
 }
 
 /// How to connect to `url`.
-pub(super) fn options(url: &str) -> Result<PgConnectOptions, String> {
+pub(crate) fn options(url: &str) -> Result<PgConnectOptions, String> {
     let (scheme, rest) = url.split_once("://").ok_or(RULE)?;
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     let host = place.rsplit('@').next().unwrap_or(place);

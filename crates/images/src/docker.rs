@@ -1,0 +1,414 @@
+//! An image of a Docker Engine, through the daemon's API: a container is made of it that never starts, its root file
+//! system exported, and the container removed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io::{self, Read},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bollard::{
+    API_DEFAULT_VERSION, Docker as Client,
+    auth::DockerCredentials,
+    errors::Error,
+    models::{ContainerCreateBody, HostConfig, ImageInspect},
+    query_parameters::{
+        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
+        RemoveContainerOptionsBuilder,
+    },
+};
+use bytes::Bytes;
+use cloud_sandbox_model::template::{Image as Wanted, PullPolicy};
+use futures::StreamExt;
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::{
+    ImageError,
+    archive::Lost,
+    config::{self, Config},
+    job::Job,
+    root::FOLDER,
+    store::Made,
+    unpack::{End, unpack},
+};
+
+const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+const SCHEME: &str = "unix://";
+/// How long the daemon may take to answer a call, in seconds.
+const ANSWER_WITHIN: u64 = 120;
+/// How long it may say nothing while it pulls or exports: unpacking a large layer on a slow disk is silent.
+const SILENT_FOR: Duration = Duration::from_secs(600);
+/// How long to look for what a killed process left, at the start.
+const SWEEP_WITHIN: Duration = Duration::from_secs(5);
+/// What the containers have in common; its value is the store that they belong to.
+const LABEL: &str = "cloud-sandbox.import";
+const PREFIX: &str = "cloud-sandbox-import-";
+/// Pieces of an export on the way to the thread that unpacks it.
+const QUEUE: usize = 8;
+
+/// The daemon of a store.
+pub(crate) struct Docker {
+    host: String,
+    /// the store's folder
+    owner: String,
+    /// in the name of each container of this process
+    tag: String,
+    /// the containers of this process that are in use
+    used: Arc<Mutex<HashSet<String>>>,
+    /// there may be containers that nobody uses
+    untidy: Arc<AtomicBool>,
+}
+
+impl Docker {
+    pub(crate) fn new(host: Option<String>, owner: String, tag: String) -> Self {
+        Self {
+            host: host.unwrap_or_else(|| DEFAULT_HOST.to_owned()),
+            owner,
+            tag,
+            used: Arc::default(),
+            untidy: Arc::new(true.into()),
+        }
+    }
+
+    fn socket(&self) -> Result<PathBuf, ImageError> {
+        let refused = |reason| ImageError::DockerHost { host: self.host.clone(), reason };
+        let path = self.host.strip_prefix(SCHEME).ok_or_else(|| refused("it must begin with unix://"))?;
+        if !path.starts_with('/') {
+            return Err(refused("after unix:// there must be an absolute path"));
+        }
+        Ok(path.into())
+    }
+
+    async fn connect(&self) -> Result<Client, ImageError> {
+        let socket = self.socket()?;
+        // bollard would say of any fault that there is no socket
+        if let Err(error) = tokio::net::UnixStream::connect(&socket).await {
+            return Err(unconnected(socket, error));
+        }
+        let client = Client::connect_with_unix(&self.host, ANSWER_WITHIN, API_DEFAULT_VERSION);
+        let client = client.map_err(|error| self.failed("be reached", error))?;
+        client.negotiate_version().await.map_err(|error| self.failed("say which version of its API it has", error))
+    }
+
+    /// Removes the containers that an earlier process of this store left, and those that could not be removed.
+    pub(crate) async fn sweep(&self) {
+        if !self.untidy.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let swept = timeout(SWEEP_WITHIN, self.remove_leftovers()).await;
+        if !matches!(swept, Ok(Ok(()))) {
+            self.untidy.store(true, Ordering::Relaxed);
+        }
+        match swept {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = error.chain(), "the daemon was not asked for old imports"),
+            Err(_) => tracing::warn!(host = self.host, "the Docker daemon does not answer"),
+        }
+    }
+
+    async fn remove_leftovers(&self) -> Result<(), ImageError> {
+        let client = self.connect().await?;
+        let filters = HashMap::from([("label", vec![format!("{LABEL}={}", self.owner)])]);
+        let filters: HashMap<&str, Vec<&str>> =
+            filters.iter().map(|(name, values)| (*name, values.iter().map(String::as_str).collect())).collect();
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let listed = client.list_containers(Some(options)).await;
+        for container in listed.map_err(|error| self.failed("list containers", error))? {
+            let is_used = {
+                let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+                container.names.iter().flatten().any(|name| used.contains(name.trim_start_matches('/')))
+            };
+            if let Some(id) = container.id.filter(|_| !is_used) {
+                remove(&client, &id).await.map_err(|error| self.failed("remove a container", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the root file system of an image.
+    pub(crate) async fn import(&self, wanted: &Wanted, job: &Job) -> Result<Made, ImageError> {
+        self.sweep().await;
+        let client = self.connect().await?;
+        let told = self.find(&client, wanted, job).await?;
+        let image = &wanted.image;
+        config::check(image, told.os.as_deref().unwrap_or_default(), told.architecture.as_deref().unwrap_or_default())?;
+        let missing = || ImageError::NotAnImage { image: image.clone(), reason: "the daemon names no id of it".into() };
+        let id = told.id.ok_or_else(missing)?;
+        let inner = told.config.unwrap_or_default();
+        let config = Config::new(inner.env, inner.working_dir, inner.user);
+        let size = told.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
+        let container = self.container(&client, &id).await?;
+        let exported = self.export(&client, &container.name, size, job).await;
+        container.remove().await;
+        let (work, root, budget) = exported?;
+        Ok(Made { work, root, config, digest: id, bytes: budget.bytes, layers: Vec::new() })
+    }
+
+    /// What the daemon says about the image, pulled as the template wants it.
+    async fn find(&self, client: &Client, wanted: &Wanted, job: &Job) -> Result<ImageInspect, ImageError> {
+        let image = with_tag(&wanted.image);
+        if wanted.pull == PullPolicy::Always {
+            self.pull(client, &image, wanted, job).await?;
+        }
+        match client.inspect_image(&image).await {
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
+            told => return told.map_err(|error| self.failed(&format!("look at image {image}"), error)),
+        }
+        if wanted.pull != PullPolicy::Missing {
+            return Err(ImageError::NeverPulled { image: wanted.image.clone() });
+        }
+        self.pull(client, &image, wanted, job).await?;
+        client.inspect_image(&image).await.map_err(|error| self.failed(&format!("look at image {image}"), error))
+    }
+
+    async fn pull(&self, client: &Client, image: &str, wanted: &Wanted, job: &Job) -> Result<(), ImageError> {
+        let credentials = wanted.credentials.as_ref().map(|credentials| DockerCredentials {
+            username: Some(credentials.username.clone()),
+            password: Some(credentials.password.clone()),
+            ..DockerCredentials::default()
+        });
+        job.progress.begin("pulling", 0);
+        let options = CreateImageOptionsBuilder::new().from_image(image).build();
+        let mut told = std::pin::pin!(client.create_image(Some(options), None, credentials));
+        let mut layers: HashMap<String, (u64, u64)> = HashMap::new();
+        while let Some(step) = self.next(&mut told).await? {
+            let step = step.map_err(|error| self.not_pulled(&wanted.image, error))?;
+            let (Some(id), Some(detail)) = (step.id, step.progress_detail) else { continue };
+            // what is unpacked is told with the same bytes again
+            if step.status.as_deref() == Some("Downloading") {
+                let bytes = |bytes: Option<i64>| bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+                layers.insert(id, (bytes(detail.current), bytes(detail.total)));
+                let sum = layers.values().fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1));
+                job.progress.set(sum.0, sum.1);
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes next; an error when nothing does for long.
+    async fn next<S: futures::Stream + Unpin>(&self, stream: &mut S) -> Result<Option<S::Item>, ImageError> {
+        let late = |_| self.failed("go on", Error::RequestTimeoutError);
+        timeout(SILENT_FOR, stream.next()).await.map_err(late)
+    }
+
+    async fn container(&self, client: &Client, image: &str) -> Result<Container, ImageError> {
+        let name = format!("{PREFIX}{}-{}", self.tag, crate::job::number());
+        let options = CreateContainerOptionsBuilder::new().name(&name).build();
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            labels: Some(HashMap::from([(LABEL.to_owned(), self.owner.clone())])),
+            // it never runs, but without a program the daemon makes no container
+            entrypoint: Some(vec!["/".to_owned()]),
+            host_config: Some(HostConfig { network_mode: Some("none".to_owned()), ..HostConfig::default() }),
+            ..ContainerCreateBody::default()
+        };
+        // first the guard: the daemon may make the container although the call fails, or is dropped
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        let (used, untidy) = (self.used.clone(), self.untidy.clone());
+        let container = Container { client: client.clone(), name, used, untidy };
+        let made = client.create_container(Some(options), body).await;
+        match made {
+            Ok(_) => Ok(container),
+            Err(error) => {
+                container.remove().await;
+                Err(self.failed(&format!("make a container of image {image}"), error))
+            }
+        }
+    }
+
+    async fn export(
+        &self,
+        client: &Client,
+        container: &str,
+        size: u64,
+        job: &Job,
+    ) -> Result<(crate::work::Work, crate::root::Root, crate::limits::Budget), ImageError> {
+        job.progress.begin("unpacking", size);
+        let (pieces, incoming) = mpsc::channel(QUEUE);
+        let unpacking = job.blocking(move |job| {
+            let work = job.work()?;
+            let mut root = work.root(FOLDER)?;
+            let reader = Pieces { incoming, piece: Bytes::new(), job };
+            let budget = unpack(reader, &mut root, job, End::Said)?;
+            Ok((work, root, budget))
+        });
+        // it ends with its end of the queue, which tells the thread that this is all
+        let feeding = async move {
+            let mut exported = std::pin::pin!(client.export_container(container));
+            loop {
+                let piece = match self.next(&mut exported).await {
+                    Ok(None) => return,
+                    Ok(Some(Ok(piece))) => Ok(piece),
+                    Ok(Some(Err(error))) => Err(self.failed("export the image", error)),
+                    Err(error) => Err(error),
+                };
+                let failed = piece.is_err();
+                // what is unpacked has its end, or an error
+                if pieces.send(piece).await.is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let ((), unpacked) = tokio::join!(feeding, unpacking);
+        unpacked
+    }
+
+    fn failed(&self, doing: &str, error: Error) -> ImageError {
+        ImageError::Daemon { doing: doing.to_owned(), source: error.into() }
+    }
+
+    /// What it means that an image was not pulled. The daemon passes on what its registry says, as text.
+    fn not_pulled(&self, image: &str, error: Error) -> ImageError {
+        let (status, message) = match &error {
+            Error::DockerResponseServerError { status_code, message } => (*status_code, message.clone()),
+            Error::DockerStreamError { error } => (0, error.clone()),
+            _ => return self.failed(&format!("pull image {image}"), error),
+        };
+        let image = image.to_owned();
+        let place = "the registry that the Docker daemon asks".to_owned();
+        let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+        if says(&["no matching manifest"]) {
+            return config::platform(&image, "none for it at the registry".to_owned());
+        }
+        if says(&["denied", "unauthorized", "no basic auth", "authentication required"]) {
+            return ImageError::Refused { image, place, reason: message };
+        }
+        if status == 404 || says(&["manifest unknown", "not found"]) {
+            return ImageError::Missing { image, place };
+        }
+        self.failed(&format!("pull image {image}"), error)
+    }
+}
+
+/// What it means that nobody answers at the socket.
+fn unconnected(socket: PathBuf, error: io::Error) -> ImageError {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ImageError::NoPermission { socket, source: error.into() },
+        _ => ImageError::NoDaemon { socket, source: error.into() },
+    }
+}
+
+/// Without a tag the daemon would pull every tag that there is.
+fn with_tag(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or_default();
+    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
+/// A container, removed also when the import is given up.
+struct Container {
+    client: Client,
+    /// empty once it is removed
+    name: String,
+    used: Arc<Mutex<HashSet<String>>>,
+    untidy: Arc<AtomicBool>,
+}
+
+impl Container {
+    async fn remove(mut self) {
+        let name = self.let_go();
+        remove_or_note(&self.client, &name, &self.untidy).await;
+    }
+
+    fn let_go(&mut self) -> String {
+        let name = std::mem::take(&mut self.name);
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        name
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if self.name.is_empty() {
+            return;
+        }
+        let (client, name, untidy) = (self.client.clone(), self.let_go(), self.untidy.clone());
+        match tokio::runtime::Handle::try_current() {
+            // when the process ends before it has, the next one removes the container
+            Ok(runtime) => drop(runtime.spawn(async move { remove_or_note(&client, &name, &untidy).await })),
+            Err(_) => untidy.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+/// Removes a container, or has the next import do it.
+async fn remove_or_note(client: &Client, name: &str, untidy: &AtomicBool) {
+    if let Err(error) = remove(client, name).await {
+        tracing::warn!(name, %error, "the container of an import stays for now");
+        untidy.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Removes a container, if it is there, with the volumes that were made for it.
+async fn remove(client: &Client, name: &str) -> Result<(), Error> {
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match client.remove_container(name, Some(options)).await {
+        // it has gone, or is going
+        Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The pieces of an export, for the thread that unpacks them.
+struct Pieces<'a> {
+    incoming: mpsc::Receiver<Result<Bytes, ImageError>>,
+    piece: Bytes,
+    job: &'a Job,
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.incoming.blocking_recv() {
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(error)) => return Err(Lost::wrap(error)),
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.piece.len());
+        buffer[..length].copy_from_slice(&self.piece.split_to(length));
+        self.job.progress.advance(length as u64);
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_without_a_tag_is_the_latest() {
+        for (image, whole) in [
+            ("python", "python:latest"),
+            ("python:3.11-slim", "python:3.11-slim"),
+            ("localhost:5000/python", "localhost:5000/python:latest"),
+            ("ghcr.io/a/b@sha256:00", "ghcr.io/a/b@sha256:00"),
+        ] {
+            assert_eq!(with_tag(image), whole);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_may_not_be_used_is_told_from_one_where_nobody_is() {
+        let error = |kind: io::ErrorKind| unconnected("/run/docker.sock".into(), kind.into());
+        let refused = error(io::ErrorKind::PermissionDenied);
+        assert!(matches!(refused, ImageError::NoPermission { .. }));
+        assert!(refused.to_string().contains("socket /run/docker.sock; run the node as root"), "{refused}");
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused] {
+            assert!(matches!(error(kind), ImageError::NoDaemon { .. }));
+        }
+    }
+
+    #[test]
+    fn a_daemon_is_named_by_its_socket() {
+        let docker = |host: &str| Docker::new(Some(host.to_owned()), String::new(), String::new());
+        assert_eq!(docker("unix:///run/x.sock").socket().unwrap(), PathBuf::from("/run/x.sock"));
+        for host in ["tcp://127.0.0.1:2375", "/run/docker.sock", "unix://run/docker.sock"] {
+            assert!(matches!(docker(host).socket(), Err(ImageError::DockerHost { .. })), "{host}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Makes the root file system of an image fit for a sandbox: the places that something is mounted on exist, and the
+//! few files that tell programs where they are say so.
+//!
+//! A link in such a place is replaced and never followed. A file is replaced and never written to: it may be another
+//! name of a layer's.
+
+use std::{
+    ffi::OsStr,
+    fs::{File, Permissions},
+    io::{Read, Write},
+    net::Ipv4Addr,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::Path,
+};
+
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
+
+use crate::{
+    ImageError,
+    error::writing,
+    job::Job,
+    root::{self, FOLDER, Kind, Root},
+    users,
+};
+
+/// What a sandbox has mounts on, or programs expect.
+const FOLDERS: [&str; 9] = ["/proc", "/dev", "/sys", "/tmp", "/var/tmp", "/run", "/workspace", "/home/user", "/etc"];
+/// What a daemon leaves in the root of a container: some programs take it for a sign that they run in one.
+const CONTAINER: &str = "/.dockerenv";
+/// Real lists of users are a few kilobytes.
+const USERS_MOST: u64 = 1 << 20;
+
+/// Files of `/etc` that tell a sandbox about itself, by their names.
+#[must_use]
+pub fn about_itself(nameserver: Ipv4Addr) -> [(&'static str, String); 3] {
+    [
+        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned()),
+        ("hostname", "sandbox\n".to_owned()),
+        // who answers in network mode `open`; without an interface there is no way there, which is found out at once
+        ("resolv.conf", format!("nameserver {nameserver}\n")),
+    ]
+}
+
+/// Adds what is missing.
+pub(crate) fn fit(root: &Root, nameserver: Ipv4Addr, job: &Job) -> Result<(), ImageError> {
+    let failed = writing(&job.store, "add what a sandbox needs to the image");
+    for path in FOLDERS {
+        folder(root, Path::new(path)).map_err(&failed)?;
+    }
+    root::remove(root.folder().as_fd(), OsStr::new(&CONTAINER[1..])).map_err(|errno| failed(errno.into()))?;
+    let etc = folder(root, Path::new("/etc")).map_err(&failed)?;
+    let users = read(&etc, "passwd");
+    let groups = read(&etc, "group");
+    let files = [
+        ("passwd", users::passwd(&users)),
+        ("group", users::group(&groups)),
+        // each sandbox has one of its own in its place
+        ("machine-id", String::new()),
+    ];
+    for (name, content) in files.into_iter().chain(about_itself(nameserver)) {
+        write(&etc, name, &content).map_err(&failed)?;
+    }
+    if root::kind_at(etc.as_fd(), OsStr::new("nsswitch.conf")).map_err(|errno| failed(errno.into()))?.is_none() {
+        write(&etc, "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n").map_err(&failed)?;
+    }
+    Ok(())
+}
+
+/// The folder at a path, and a real one in each step to it.
+fn folder(root: &Root, path: &Path) -> std::io::Result<OwnedFd> {
+    let mut here = root.folder().try_clone()?;
+    for part in path.iter().skip(1) {
+        here = root::ensure_folder(here.as_fd(), part, FOLDER)?;
+    }
+    Ok(here)
+}
+
+/// What a file says; nothing when it is no file, or no text.
+fn read(folder: &OwnedFd, name: &str) -> String {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let mut text = String::new();
+    let is_file = root::kind_at(folder.as_fd(), OsStr::new(name)) == Ok(Some(Kind::File));
+    if let (true, Ok(file)) = (is_file, openat(folder, name, flags, Mode::empty()))
+        && File::from(file).take(USERS_MOST).read_to_string(&mut text).is_err()
+    {
+        text.clear();
+    }
+    text
+}
+
+fn write(folder: &OwnedFd, name: &str, content: &str) -> std::io::Result<()> {
+    let name = OsStr::new(name);
+    root::remove(folder.as_fd(), name)?;
+    let mut file = root::make_file(folder.as_fd(), name)?;
+    file.write_all(content.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(0o644))
+}

@@ -1,0 +1,174 @@
+//! Watches what happens to the containers of this server: one task for all of them, for as long as the runtime lives.
+//!
+//! Invariant: nothing that happens is missed for good. The daemon is asked for what happened since the last event that was
+//! seen; and, as one that was restarted has forgotten that, for the containers that there are.
+
+use std::{
+    collections::HashSet,
+    pin::pin,
+    sync::{Arc, Weak},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bollard::{
+    models::{ContainerSummaryStateEnum, EventMessage},
+    query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder},
+};
+use cloud_sandbox_model::SandboxId;
+use cloud_sandbox_runtime::RuntimeError;
+use futures::StreamExt;
+use tokio::{sync::watch, time::sleep};
+
+use crate::{
+    container::{self, SANDBOX},
+    runtime::Inner,
+    sandbox::{REASON_WITHIN, Sandbox},
+};
+
+/// How long to wait before a daemon that is gone is looked for again: at first, and at most.
+const AGAIN: Duration = Duration::from_millis(50);
+const AGAIN_MAX: Duration = Duration::from_secs(2);
+/// Events are asked for from a little before the last one, so that none of the same moment is missed.
+const OVERLAP: Duration = Duration::from_millis(1);
+
+/// What became of a sandbox.
+pub const ENGINE_STOPPED: &str = "ended with its Docker Engine, which stopped";
+const REMOVED: &str = "was removed from outside";
+
+/// Watches until the runtime is dropped, which `living` tells.
+pub async fn watch(runtime: Weak<Inner>, mut living: watch::Receiver<()>) {
+    let watching = async {
+        let (mut since, mut pause, mut again) = (now(), AGAIN, false);
+        while let Some(inner) = runtime.upgrade() {
+            let seen = since;
+            let broken = follow(inner, &runtime, &mut since, again).await;
+            if since > seen {
+                pause = AGAIN;
+            }
+            again = true;
+            tracing::warn!(error = %broken, "the Docker Engine tells no events any more; it is asked again");
+            sleep(pause).await;
+            pause = (pause * 2).min(AGAIN_MAX);
+        }
+    };
+    tokio::select! {
+        () = watching => {}
+        // nothing is ever sent: an error, which says that the runtime is gone
+        _ = living.changed() => {}
+    }
+}
+
+/// Reads events until there are none any more, and says why. `since` is when the last one happened.
+async fn follow(inner: Arc<Inner>, runtime: &Weak<Inner>, since: &mut Duration, again: bool) -> RuntimeError {
+    let client = match inner.engine.client() {
+        Ok(client) => client,
+        Err(error) => return error,
+    };
+    let mut filters = container::filters(&inner.common_instance());
+    filters.insert("type", vec!["container".to_owned()]);
+    let from = since.saturating_sub(OVERLAP);
+    let from = format!("{}.{:09}", from.as_secs(), from.subsec_nanos());
+    let options = EventsOptionsBuilder::default().since(&from).filters(&filters).build();
+    let mut events = pin!(client.events(Some(options)));
+    let mut looked = pin!(look(runtime.clone(), again));
+    let mut looking = true;
+    drop(inner);
+    loop {
+        tokio::select! {
+            event = events.next() => match (event, runtime.upgrade()) {
+                (Some(Ok(event)), Some(inner)) => {
+                    if let Some(nanos) = event.time_nano.and_then(|nanos| u64::try_from(nanos).ok()) {
+                        *since = Duration::from_nanos(nanos);
+                    }
+                    take(&inner, &event);
+                }
+                (Some(Err(error)), Some(inner)) => return inner.engine.error("follow the Docker Engine's events", error),
+                (None, _) => return RuntimeError::Unavailable("the Docker Engine has closed its events".into()),
+                (_, None) => return RuntimeError::Unavailable("the runtime is gone".into()),
+            },
+            seen = &mut looked, if looking => {
+                looking = false;
+                match seen {
+                    // a daemon that answers is there, whether or not anything happens
+                    Ok(()) => *since = (*since).max(now().saturating_sub(REASON_WITHIN)),
+                    Err(error) => return error,
+                }
+            }
+        }
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn take(inner: &Arc<Inner>, event: &EventMessage) {
+    let Some(actor) = &event.actor else { return };
+    let attribute = |name: &str| actor.attributes.as_ref()?.get(name).map(String::as_str);
+    let id: Option<SandboxId> = attribute(SANDBOX).and_then(|id| id.parse().ok());
+    let Some(sandbox) = id.and_then(|id| inner.find(id)) else { return };
+    if actor.id.as_deref() != Some(&*sandbox.container) {
+        return;
+    }
+    match event.action.as_deref().unwrap_or_default() {
+        "die" => sandbox.exited(attribute("exitCode").and_then(|status| status.parse().ok()).unwrap_or(-1)),
+        "kill" => sandbox.signalled(),
+        "oom" => sandbox.ran_out_of_memory(),
+        "destroy" => sandbox.end(Some(REMOVED.into())),
+        "pause" => check_frozen(inner, &sandbox, true),
+        "unpause" => check_frozen(inner, &sandbox, false),
+        _ => {}
+    }
+}
+
+/// Takes note that a container was paused or let go on. The event of what this server did may come after it has done the next
+/// thing already, so that whatever is news is asked for.
+fn check_frozen(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>, frozen: bool) {
+    let (inner, sandbox) = (Arc::clone(inner), Arc::clone(sandbox));
+    tokio::spawn(async move {
+        let _acting = sandbox.acting.lock().await;
+        if sandbox.is_frozen() == frozen {
+            return;
+        }
+        if let Some(paused) = inner.is_paused(&sandbox).await {
+            sandbox.set_frozen(paused);
+        }
+    });
+}
+
+/// Looks which containers there are, and ends the sandboxes of those that are gone without anybody having said why.
+async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
+    let Some(inner) = runtime.upgrade() else { return Ok(()) };
+    // what is being started is not listed yet
+    let known: Vec<_> = inner.all().into_iter().filter(|sandbox| sandbox.first.get().is_some()).collect();
+    let options =
+        ListContainersOptionsBuilder::default().filters(&container::filters(&inner.common_instance())).build();
+    let listed = inner.engine.client()?.list_containers(Some(options)).await;
+    let listed = listed.map_err(|error| inner.engine.error("list the containers", error))?;
+    if again {
+        // it may be another one, with other settings
+        inner.engine.forget();
+        tracing::info!(containers = listed.len(), "the Docker Engine tells events again");
+    }
+    for id in inner.remove_strangers().await? {
+        tracing::warn!(sandbox_id = %id, "a container that an earlier server left was removed");
+    }
+    for container in &listed {
+        let sandbox = known.iter().find(|sandbox| Some(&*sandbox.container) == container.id.as_deref());
+        if let Some(sandbox) = sandbox {
+            let paused = container.state == Some(ContainerSummaryStateEnum::PAUSED);
+            check_frozen(&inner, sandbox, paused);
+        }
+    }
+    drop(inner);
+    let living: HashSet<_> = listed.iter().filter_map(|container| container.id.as_deref()).collect();
+    let gone: Vec<_> = known.iter().filter(|sandbox| !living.contains(&*sandbox.container)).collect();
+    if !gone.is_empty() {
+        // events of what has happened meanwhile say it better
+        sleep(REASON_WITHIN).await;
+    }
+    for sandbox in gone {
+        sandbox.end(Some(if again { ENGINE_STOPPED } else { REMOVED }.into()));
+    }
+    Ok(())
+}

@@ -1,0 +1,348 @@
+//! Templates as images of the daemon: pulled, imported, looked at, and removed.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{Arc, PoisonError},
+};
+
+use bollard::{
+    Docker,
+    auth::DockerCredentials,
+    body_try_stream,
+    errors::Error,
+    models::{CreateImageInfo, ImageInspect},
+    query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBuilder},
+};
+use bytes::Bytes;
+use cloud_sandbox_model::{
+    RuntimeName, Template,
+    template::{Credentials, Image, Progress, PullPolicy, Source},
+};
+use cloud_sandbox_runtime::{Prepared, Root, RuntimeError};
+use futures::{Stream, StreamExt};
+use tokio_util::io::ReaderStream;
+
+use crate::{
+    container::{Brought, INSTANCE, env_of},
+    engine::{Facts, LONG, has_status, usual_name},
+    runtime::Inner,
+    users,
+};
+
+/// The name of images that were imported from archives; their tags tell the templates apart.
+const IMPORTED: &str = "cloud-sandbox-import";
+/// The label with what an image was imported from.
+const ARCHIVE: &str = "cloud-sandbox.archive";
+/// Bytes of an archive that are sent at once.
+const PIECE: usize = 256 * 1024;
+
+/// Fetches the image of a template, or finds it.
+pub async fn prepare(
+    inner: &Arc<Inner>,
+    facts: &Facts,
+    template: &Template,
+    runtime: RuntimeName,
+    progress: &Progress,
+) -> Result<Prepared, RuntimeError> {
+    let reference = template.reference();
+    let job = Job { inner, client: inner.engine.client()?, template: &reference, progress };
+    let image = match &template.source {
+        Source::DockerImage(image) | Source::Registry { image, .. } => job.image(image).await?,
+        Source::Tarball { path } => job.archive(path).await?,
+        source @ (Source::Host | Source::Folder { .. }) => {
+            return Err(RuntimeError::Unsupported(format!("make a container of a {}", source.kind())));
+        }
+    };
+    let id = image.id.clone().ok_or_else(|| job.fault("the daemon gives its image no id"))?;
+    job.check(&image, facts)?;
+    let brought = inner.keep_brought(&id, &image);
+    let user = users::numbers(&job.client, inner, &reference, &id, &template.user).await?;
+    let env = image.config.and_then(|config| config.env).unwrap_or_default();
+    tracing::debug!(template = reference, image = id, volumes = brought.volumes.len(), "a template is prepared");
+    Ok(Prepared {
+        template: reference,
+        runtime,
+        root: Root::Image(id),
+        user,
+        writable_root: template.writable_root,
+        env: env_of(&env),
+    })
+}
+
+/// Removes what was imported for a template.
+pub async fn discard(inner: &Inner, template: &str) -> Result<(), RuntimeError> {
+    let name = format!("{IMPORTED}:{}", tag(&inner.options.instance, template));
+    let options = RemoveImageOptionsBuilder::default().force(false).build();
+    match inner.engine.client()?.remove_image(&name, Some(options), None).await {
+        Err(error) if !has_status(&error, 404) => Err(inner.engine.error(format!("remove the image {name}"), error)),
+        _ => Ok(()),
+    }
+}
+
+/// What an image brings that a container of it has to be told.
+pub async fn brought(inner: &Inner, template: &str, image: &str) -> Result<Arc<Brought>, RuntimeError> {
+    if let Some(brought) = inner.brought.lock().unwrap_or_else(PoisonError::into_inner).get(image) {
+        return Ok(Arc::clone(brought));
+    }
+    match inner.engine.client()?.inspect_image(image).await {
+        Ok(found) => Ok(inner.keep_brought(image, &found)),
+        Err(error) if has_status(&error, 404) => {
+            let why = "its image is not there any more: prepare the template again".to_owned();
+            Err(RuntimeError::Template { template: template.to_owned(), why })
+        }
+        Err(error) => Err(inner.engine.error(format!("look at the image {image}"), error)),
+    }
+}
+
+impl Inner {
+    fn keep_brought(&self, id: &str, image: &ImageInspect) -> Arc<Brought> {
+        let config = image.config.clone().unwrap_or_default();
+        let env = env_of(&config.env.unwrap_or_default());
+        let brought = Brought { volumes: config.volumes.unwrap_or_default(), env: env.into_keys().collect() };
+        let brought = Arc::new(brought);
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), Arc::clone(&brought));
+        brought
+    }
+}
+
+/// The tag of an image that was imported for a template. Names of templates may have what tags may not.
+fn tag(instance: &str, template: &str) -> String {
+    blake3::hash(format!("{instance}\n{template}").as_bytes()).to_hex()[..32].to_owned()
+}
+
+/// One preparing.
+struct Job<'a> {
+    inner: &'a Inner,
+    client: Docker,
+    template: &'a str,
+    progress: &'a Progress,
+}
+
+impl Job<'_> {
+    fn fault(&self, why: impl Into<String>) -> RuntimeError {
+        RuntimeError::Template { template: self.template.to_owned(), why: why.into() }
+    }
+
+    async fn image(&self, image: &Image) -> Result<ImageInspect, RuntimeError> {
+        let name = &image.image;
+        if image.pull != PullPolicy::Always
+            && let Some(found) = self.find(name).await?
+        {
+            return Ok(found);
+        }
+        if image.pull == PullPolicy::Never {
+            return Err(self.fault(format!("the daemon has no image {name}, and it is never to be pulled")));
+        }
+        self.progress.begin("pulling", 0);
+        // a name without tag or digest would be all that there are
+        let (name, tag) =
+            if is_tagged(name) { (name.clone(), None) } else { (format!("{name}:latest"), Some("latest")) };
+        tracing::info!(template = self.template, image = name, tag, "an image is pulled");
+        let options = CreateImageOptionsBuilder::default().from_image(&name).build();
+        let client = with_registry_auth(self.client.clone());
+        let pulled = client.create_image(Some(options), None, image.credentials.as_ref().map(credentials));
+        self.follow(pulled, &format!("image {name} cannot be pulled")).await?;
+        self.find(&name).await?.ok_or_else(|| self.fault(format!("image {name} was pulled and is not there")))
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<ImageInspect>, RuntimeError> {
+        match self.client.inspect_image(name).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if has_status(&error, 404) => Ok(None),
+            Err(error) => Err(self.inner.engine.error(format!("look at the image {name}"), error)),
+        }
+    }
+
+    /// Reads what the daemon says of something that takes long, to its end.
+    async fn follow(
+        &self,
+        told: impl Stream<Item = Result<CreateImageInfo, Error>>,
+        failed: &str,
+    ) -> Result<(), RuntimeError> {
+        let mut told = std::pin::pin!(told);
+        let mut layers = Layers::default();
+        while let Some(info) = told.next().await {
+            match info {
+                Ok(info) => {
+                    let (done, total) = layers.take(&info);
+                    if total > 0 {
+                        self.progress.set(done, total);
+                    }
+                }
+                Err(Error::DockerStreamError { error: message })
+                | Err(Error::DockerResponseServerError { message, .. }) => {
+                    return Err(match crate::engine::refused(failed, &message) {
+                        full @ RuntimeError::Exhausted(_) => full,
+                        _ => self.fault(format!("{failed}: {message}")),
+                    });
+                }
+                Err(error) => return Err(self.inner.engine.error(failed, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Imports an archive, unless that was done with the same one.
+    async fn archive(&self, path: &Path) -> Result<ImageInspect, RuntimeError> {
+        let unreadable = |error: io::Error| self.fault(format!("{} cannot be read: {error}", path.display()));
+        let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+        let metadata = file.metadata().await.map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(self.fault(format!("{} is no file", path.display())));
+        }
+        let stamp = stamp(path, &metadata);
+        let tag = tag(&self.inner.options.instance, self.template);
+        let name = format!("{IMPORTED}:{tag}");
+        if let Some(found) = self.find(&name).await?
+            && label(&found, ARCHIVE) == Some(&stamp)
+        {
+            return Ok(found);
+        }
+        let (mut sent, size) = (0, metadata.len());
+        self.progress.begin("importing", size);
+        let changes = vec![format!("LABEL {ARCHIVE}={stamp} {INSTANCE}={}", self.inner.options.instance)];
+        let options =
+            CreateImageOptionsBuilder::default().from_src("-").repo(IMPORTED).tag(&tag).changes(changes).build();
+        let mut client = self.client.clone();
+        client.set_timeout(std::time::Duration::from_secs(LONG));
+        let (send, pieces) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(2);
+        // the body is sent by another task than the one that has the progress
+        let reading = async {
+            let mut read = ReaderStream::with_capacity(file, PIECE);
+            while let Some(piece) = read.next().await {
+                sent += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+                self.progress.set(sent, size);
+                if send.send(piece).await.is_err() {
+                    break;
+                }
+            }
+            drop(send);
+        };
+        let pieces = futures::stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
+        let imported = client.create_image(Some(options), Some(body_try_stream(pieces)), None);
+        let failed = format!("{} cannot be imported", path.display());
+        let ((), imported) = tokio::join!(reading, self.follow(imported, &failed));
+        imported?;
+        self.find(&name).await?.ok_or_else(|| self.fault("it was imported and is not there"))
+    }
+
+    /// Whether this machine can run it.
+    fn check(&self, image: &ImageInspect, facts: &Facts) -> Result<(), RuntimeError> {
+        let os = image.os.as_deref().unwrap_or("linux");
+        if !os.is_empty() && os != "linux" {
+            return Err(self.fault(format!("its image is for {os}, and sandboxes run linux")));
+        }
+        let architecture = usual_name(image.architecture.as_deref().unwrap_or_default());
+        if !architecture.is_empty() && architecture != facts.architecture {
+            let own = &facts.architecture;
+            return Err(self.fault(format!("its image is for {architecture}, and this machine is {own}")));
+        }
+        Ok(())
+    }
+}
+
+/// What an archive is known by: reading all of it, only to see that it is the same, would take longer than most imports.
+fn stamp(path: &Path, metadata: &fs::Metadata) -> String {
+    let text = format!("{}\n{}\n{}\n{}", path.display(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+fn label<'a>(image: &'a ImageInspect, name: &str) -> Option<&'a String> {
+    image.config.as_ref()?.labels.as_ref()?.get(name)
+}
+
+/// Whether a reference names a tag or a digest. A colon before the last slash is a port's.
+fn is_tagged(reference: &str) -> bool {
+    reference.rsplit('/').next().is_some_and(|name| name.contains([':', '@']))
+}
+
+fn credentials(credentials: &Credentials) -> DockerCredentials {
+    DockerCredentials {
+        username: Some(credentials.username.clone()),
+        password: Some(credentials.password.clone()),
+        ..DockerCredentials::default()
+    }
+}
+
+/// The daemon reads base64 as it is in addresses, and the client writes it as it is elsewhere: what it cannot read, it takes
+/// for no credentials at all.
+fn with_registry_auth(client: Docker) -> Docker {
+    client.with_request_modifier(|mut request| {
+        let header = "X-Registry-Auth";
+        let told = request.headers().get(header).and_then(|value| value.to_str().ok());
+        let told = told.map(|value| value.replace('+', "-").replace('/', "_"));
+        if let Some(value) = told.and_then(|value| http::HeaderValue::from_str(&value).ok()) {
+            request.headers_mut().insert(header, value);
+        }
+        request
+    })
+}
+
+/// How far each layer has come. A layer is downloaded and then unpacked: half of the way each.
+#[derive(Default)]
+struct Layers(HashMap<String, (u64, u64)>);
+
+impl Layers {
+    /// Bytes that are done, and that there are.
+    fn take(&mut self, info: &CreateImageInfo) -> (u64, u64) {
+        let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
+        if let (Some(id), Some(status)) = (&info.id, info.status.as_deref()) {
+            let (current, total) =
+                info.progress_detail.as_ref().map_or((0, 0), |detail| (number(detail.current), number(detail.total)));
+            let layer = self.0.entry(id.clone()).or_default();
+            match status {
+                "Downloading" => *layer = (current, total * 2),
+                "Download complete" => layer.0 = layer.0.max(layer.1 / 2),
+                "Extracting" => *layer = (total + current, total * 2),
+                "Pull complete" => layer.0 = layer.1,
+                _ => {}
+            }
+        }
+        self.0.values().fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::ProgressDetail;
+
+    use super::*;
+
+    #[test]
+    fn ports_are_no_tags() {
+        for tagged in ["python:3", "registry:5000/a/b:1", "a@sha256:00"] {
+            assert!(is_tagged(tagged), "{tagged}");
+        }
+        for bare in ["python", "registry:5000/a/b"] {
+            assert!(!is_tagged(bare), "{bare}");
+        }
+    }
+
+    #[test]
+    fn layers_are_downloaded_and_unpacked() {
+        let mut layers = Layers::default();
+        let mut take = |id: &str, status: &str, current, total| {
+            layers.take(&CreateImageInfo {
+                id: Some(id.into()),
+                status: Some(status.into()),
+                progress_detail: Some(ProgressDetail { current: Some(current), total: Some(total) }),
+                ..CreateImageInfo::default()
+            })
+        };
+        assert_eq!(take("a", "Downloading", 50, 100), (50, 200));
+        assert_eq!(take("b", "Downloading", 10, 50), (60, 300));
+        assert_eq!(take("a", "Download complete", 0, 0), (110, 300));
+        assert_eq!(take("a", "Extracting", 20, 100), (130, 300));
+        assert_eq!(take("a", "Pull complete", 0, 0), (210, 300));
+    }
+
+    #[test]
+    fn images_of_templates_have_tags_of_their_own() {
+        assert_ne!(tag("here", "python@1"), tag("here", "python@2"));
+        assert_ne!(tag("here", "python@1"), tag("there", "python@1"));
+        assert!(tag("here", "-._").chars().all(|c| c.is_ascii_hexdigit()));
+    }
+}

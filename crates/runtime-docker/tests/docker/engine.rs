@@ -1,0 +1,135 @@
+//! A daemon that goes and comes back: it is reached through a socket that a test can cut.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_runtime::{Runtime, RuntimeError, SandboxSpec};
+use tokio::{
+    io::copy_bidirectional,
+    net::{UnixListener, UnixStream},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{
+    rig::{Rig, SOON, docker, host, name},
+    setup::left_out,
+};
+
+/// Carries connections to the daemon until it is cut.
+struct Proxy {
+    path: PathBuf,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Proxy {
+    fn start(folder: &Path) -> Self {
+        let proxy = Self { path: folder.join("proxy.sock"), tasks: Arc::default() };
+        proxy.mend();
+        proxy
+    }
+
+    fn host(&self) -> String {
+        format!("unix://{}", self.path.display())
+    }
+
+    fn mend(&self) {
+        let listener = UnixListener::bind(&self.path).unwrap();
+        let tasks = Arc::clone(&self.tasks);
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut ours, _)) = listener.accept().await {
+                let carried = tokio::spawn(async move {
+                    let mut daemon = UnixStream::connect(host().trim_start_matches("unix://")).await.unwrap();
+                    let _ = copy_bidirectional(&mut ours, &mut daemon).await;
+                });
+                tasks.lock().unwrap().push(carried);
+            }
+        });
+        self.tasks.lock().unwrap().push(accepting);
+    }
+
+    async fn cut(&self) {
+        fs::remove_file(&self.path).unwrap();
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
+        for task in tasks {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_outlive_a_daemon_that_comes_back_and_those_that_are_gone_end() {
+    if left_out() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(folder.path());
+    let rig = Rig::at(&proxy.host());
+    let (lives, killed) = (rig.create("docker+runc").await, rig.create("docker+runc").await);
+    rig.agent(lives).await;
+    rig.agent(killed).await;
+    proxy.cut().await;
+    docker(&["kill", &name(killed)]);
+    assert!(matches!(rig.runtime.destroy(killed).await, Err(RuntimeError::Unavailable(_))), "it is tried again");
+    assert!(matches!(rig.runtime.freeze(lives).await, Err(RuntimeError::Unavailable(_))));
+    // by the end of its process, as the daemon says nothing
+    timeout(SOON, rig.runtime.ended(killed)).await.unwrap();
+    rig.agent(lives).await;
+    proxy.mend();
+    rig.runtime.destroy(killed).await.unwrap();
+    docker(&["pause", &name(lives)]);
+    assert!(timeout(SOON, rig.runtime.frozen_by_others(lives, false)).await.unwrap(), "events are watched again");
+    rig.runtime.thaw(lives).await.unwrap();
+    rig.agent(lives).await;
+    rig.runtime.destroy(lives).await.unwrap();
+    rig.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pause_that_nobody_saw_is_found_after_the_daemon_came_back() {
+    if left_out() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(folder.path());
+    let rig = Rig::at(&proxy.host());
+    let id = rig.create("docker+runc").await;
+    rig.agent(id).await;
+    proxy.cut().await;
+    docker(&["pause", &name(id)]);
+    proxy.mend();
+    assert!(timeout(SOON, rig.runtime.frozen_by_others(id, false)).await.unwrap());
+    rig.runtime.destroy(id).await.unwrap();
+    rig.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_starts_without_a_daemon_and_finds_leftovers_once_there_is_one() {
+    if left_out() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(folder.path());
+    proxy.cut().await;
+    let first = Rig::new();
+    let left = first.create("docker+runc").await;
+    first.runtime.freeze(left).await.unwrap();
+    let rig = first.again_at(&proxy.host());
+    assert_eq!(rig.runtime.reclaim().await.unwrap(), []);
+    let why = rig.runtime.available(&"docker".parse().unwrap()).await.unwrap_err().to_string();
+    assert!(why.contains("no Docker Engine listens at") && why.contains("proxy.sock"), "{why}");
+    let template = first.prepared("docker+runc").await;
+    let spec = SandboxSpec { template, limits: Limits::DEFAULT };
+    let error = rig.runtime.create(SandboxId::generate(), &spec).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::Unavailable(_)), "{error}");
+    proxy.mend();
+    crate::rig::eventually("what was left is removed", || rig.containers().is_empty()).await;
+    let id = rig.create("docker+runc").await;
+    rig.agent(id).await;
+    rig.runtime.destroy(id).await.unwrap();
+}
