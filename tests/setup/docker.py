@@ -30,7 +30,7 @@ import images
 
 # on disk, where /tmp may be memory, and short, as paths of sockets must be
 FOLDERS = Path("/var/tmp")
-PREFIX = "cloud-sandbox-engine-"
+PREFIX = "engine-of-cloud-sandbox-"
 START_WITHIN = 60.0
 STOP_WITHIN = 20.0
 # Debian's runsc takes every network namespace for the host's on new kernels, and refuses it: it must not look.

@@ -92,7 +92,7 @@ async fn tried(
         path: path.clone(),
         boot_id: boot_id.clone(),
         machine_id: machine_id.clone(),
-        writable_root: false,
+        writable_root: template.writable_root,
     };
     let answer = timeout(within, agent.prove_walls(request)).await;
     let proofs = answer.map_err(|elapsed| unproven(elapsed.to_string()))?;

@@ -13,6 +13,8 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{kill_group, patiently, remove_folder};
 
 const PREFIX: &str = "cloud-sandbox-";
+/// Hexadecimal digits of a server's own part of the name.
+const NAME_DIGITS: usize = 16;
 
 /// A server's own folder in one hierarchy.
 pub struct Instance {
@@ -57,7 +59,7 @@ impl Drop for Instance {
 
 /// A name that no other server has.
 pub fn new_name() -> String {
-    format!("{:016x}", rand::random::<u64>())
+    format!("{:0NAME_DIGITS$x}", rand::random::<u64>())
 }
 
 fn lock(path: &Path) -> io::Result<Flock<File>> {
@@ -88,8 +90,12 @@ pub fn reclaim() -> Vec<SandboxId> {
     found
 }
 
+/// Whether a folder has a name of [`new_name`]. Others may begin theirs as we do, and what is in those is not ours to kill.
 fn is_instance(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(PREFIX))
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
+    name.is_some_and(|name| {
+        name.len() == NAME_DIGITS && name.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
+    })
 }
 
 fn folders(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
@@ -110,6 +116,14 @@ fn end_all(group: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_begins_like_a_servers_folder_is_somebody_elses() {
+        assert!(is_instance(Path::new(&format!("/sys/fs/cgroup/{PREFIX}{}", new_name()))));
+        for name in ["cloud-sandbox-engine", "cloud-sandbox-", "cloud-sandbox-0123456789abcdeX", "0123456789abcdef"] {
+            assert!(!is_instance(&Path::new("/sys/fs/cgroup").join(name)), "{name}");
+        }
+    }
 
     #[test]
     fn folder_of_a_living_server_cannot_be_locked_by_another() {
