@@ -75,8 +75,10 @@ fn main() -> ExitCode {
     let chosen = std::env::var("CLOUD_SANDBOX_TEST_RUNTIME").ok();
     let mut trials = Vec::new();
     for (theme, attempt) in THEMES.iter().flat_map(|(theme, all)| all.iter().map(move |attempt| (theme, attempt))) {
-        let wanted =
-            |runtime: &&Runtime| chosen.as_deref().is_none_or(|name| name == runtime.name) && runtime.has(theme);
+        let wanted = |runtime: &&Runtime| {
+            let named = chosen.as_deref().is_none_or(|name| name == runtime.name);
+            named && runtime.has(theme) && !runtime.is_open_to(theme, attempt.name)
+        };
         for runtime in RUNTIMES.iter().filter(wanted) {
             for &user in runtime.users {
                 let name = format!("{}::{}::{theme}::{}", runtime.name, user.name(), attempt.name);

@@ -23,6 +23,8 @@ pub struct Runtime {
     /// the themes that are run on it; all of them where it names none
     themes: &'static [&'static str],
     except: &'static [(User, Need, Lacks, Instead)],
+    /// what gets through by design, as docs/runtimes.md says: theme, attempt, and why
+    open_to: &'static [(&'static str, &'static str, &'static str)],
 }
 
 /// Whether the host lacks it.
@@ -37,14 +39,38 @@ pub const RUNTIMES: &[Runtime] = &[
             (User::Somebody, Need::MemoryLimit, || true, doctor_names_the_memory_limit),
             (User::Somebody, Need::Interface, is_tun_for_root_alone, interface_is_refused),
         ],
+        open_to: &[],
     },
-    Runtime { name: "docker+runc", users: &[User::Root], themes: &[], except: &[] },
-    // what of its walls is the kernel's of its own, and what the server does; the rest is the same code as above
+    Runtime {
+        name: "docker+runc",
+        users: &[User::Root],
+        themes: &[],
+        except: &[],
+        open_to: &[
+            ("agent", "finds_its_socket", "the file is there, and its node answers the first process alone"),
+            ("agent", "makes_it_the_first_to_die", "the agent is seen among the processes"),
+            ("bombs", "fills_the_disk", "each writable folder has the limit, and memory has them all"),
+            ("egress", "opens_tunnels_without_end", "the agent closes what is too much, before the proxy sees it"),
+            ("files", "finds_the_old_root_among_the_mounts", "mounts name the folders of the daemon"),
+            ("kernel", "takes_descriptors_in_flight_that_its_user_has_few_of", "containers share a user of the host"),
+            ("kernel", "takes_contexts_that_the_host_has_few_of", "there are no quotas without a user namespace"),
+            ("kernel", "takes_watches_that_the_host_has_few_of", "there are no quotas without a user namespace"),
+            ("kernel", "writes_sysctls", "what is masked is a device that takes everything and keeps nothing"),
+            ("namespaces", "finds_the_agent_among_the_processes", "its /proc hides nobody"),
+            ("namespaces", "reads_the_number_of_host_ids_by_the_map", "there is no user namespace"),
+            ("neighbours", "has_the_same_ids_on_the_host", "containers share a user of the host"),
+            ("neighbours", "searches_all_files_for_theirs", "what it searches includes /sys, which is not hidden"),
+            ("network", "finds_another_interface", "/sys is there, and names the loopback once more"),
+            ("privileges", "runs_programs_that_set_the_user_id", "no_new_privs keeps them from it, not the mount"),
+        ],
+    },
+    // its kernel is its own: what the host's answers to attacks is not asked
     Runtime {
         name: "docker+runsc",
         users: &[User::Root],
-        themes: &["agent", "files", "kernel", "namespaces", "neighbours", "network"],
+        themes: &["network"],
         except: &[],
+        open_to: &[("network", "finds_another_interface", "/sys is there, and names the loopback once more")],
     },
 ];
 
@@ -53,6 +79,11 @@ impl Runtime {
     pub fn has(&self, theme: &str) -> bool {
         let in_containers = self.name.starts_with("docker");
         (self.themes.is_empty() || self.themes.contains(&theme)) && !(in_containers && docker::left_out())
+    }
+
+    /// Whether an attempt gets through by design.
+    pub fn is_open_to(&self, theme: &str, attempt: &str) -> bool {
+        self.open_to.iter().any(|(its_theme, name, _)| (*its_theme, *name) == (theme, attempt))
     }
 
     /// What is tested in place of an attack that needs what the runtime does not have for this user.

@@ -37,6 +37,8 @@ const PREPARED_AT_ONCE: usize = 2;
 const START_PATIENCE: Duration = Duration::from_millis(500);
 /// The same for the default one, which is what the first caller asks for.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for `host`, which waits for nothing but what earlier processes left to be removed.
+const HOST_PATIENCE: Duration = Duration::from_secs(60);
 /// When one that is being prepared is ready is worth asking again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -143,8 +145,8 @@ impl Templates {
         }
         let default = node.templates.default.as_str();
         let all = timeout(START_PATIENCE, node.templates.until_settled(|_| true)).await;
-        let the_default =
-            timeout(DEFAULT_PATIENCE, node.templates.until_settled(|reference| reference == default)).await;
+        let patience = if default == HOST { HOST_PATIENCE } else { DEFAULT_PATIENCE };
+        let the_default = timeout(patience, node.templates.until_settled(|reference| reference == default)).await;
         if all.is_err() || the_default.is_err() {
             tracing::info!("templates are still being prepared; they are there when they are ready");
         }

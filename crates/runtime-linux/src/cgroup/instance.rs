@@ -70,7 +70,13 @@ fn lock(path: &Path) -> io::Result<Flock<File>> {
 /// Ends and removes what dead servers left in any hierarchy, and names their sandboxes.
 pub fn reclaim() -> Vec<SandboxId> {
     let mut found = Vec::new();
-    let bases = super::v2::bases().into_iter().chain(super::v1::bases().into_values());
+    let bases: Vec<_> = super::v2::bases().into_iter().chain(super::v1::bases().into_values()).collect();
+    // what is frozen in one hierarchy cannot be ended from another
+    for path in bases.iter().flat_map(|base| folders(base)).filter(|path| is_instance(path)) {
+        if let Ok(_dead) = lock(&path) {
+            folders(&path).for_each(|group| thaw(&group));
+        }
+    }
     for base in bases {
         for path in folders(&base).filter(|path| is_instance(path)) {
             // a lock that somebody holds means a server that lives
@@ -103,10 +109,14 @@ fn folders(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
 }
 
-/// Kills every process of a group, frozen ones too.
-fn end_all(group: &Path) {
+/// Lets a group go on, if its hierarchy is the one that freezes.
+fn thaw(group: &Path) {
     let _ = super::write(group, "cgroup.freeze", 0);
     let _ = super::write(group, "freezer.state", "THAWED");
+}
+
+/// Kills every process of a group.
+fn end_all(group: &Path) {
     let ended = patiently("ending a leftover sandbox", || Ok(!kill_group(group)?));
     if let Err(error) = ended {
         tracing::warn!(cgroup = %group.display(), %error, "a leftover sandbox could not be ended");
