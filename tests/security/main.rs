@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     for (theme, attempt) in THEMES.iter().flat_map(|(theme, all)| all.iter().map(move |attempt| (theme, attempt))) {
         let wanted = |runtime: &&Runtime| {
             let named = chosen.as_deref().is_none_or(|name| name == runtime.name);
-            named && runtime.has(theme) && !runtime.is_open_to(theme, attempt.name)
+            named && runtime.has(theme) && !runtime.leaves_out(theme, attempt.name)
         };
         for runtime in RUNTIMES.iter().filter(wanted) {
             for &user in runtime.users {

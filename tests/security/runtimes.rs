@@ -23,8 +23,8 @@ pub struct Runtime {
     /// the themes that are run on it; all of them where it names none
     themes: &'static [&'static str],
     except: &'static [(User, Need, Lacks, Instead)],
-    /// what gets through by design, as docs/runtimes.md says: theme, attempt, and why
-    open_to: &'static [(&'static str, &'static str, &'static str)],
+    /// what gets through by design, as docs/runtimes.md says, or is refused in other words: theme, attempt, and why
+    left_out: &'static [(&'static str, &'static str, &'static str)],
 }
 
 /// Whether the host lacks it.
@@ -39,14 +39,14 @@ pub const RUNTIMES: &[Runtime] = &[
             (User::Somebody, Need::MemoryLimit, || true, doctor_names_the_memory_limit),
             (User::Somebody, Need::Interface, is_tun_for_root_alone, interface_is_refused),
         ],
-        open_to: &[],
+        left_out: &[],
     },
     Runtime {
         name: "docker+runc",
         users: &[User::Root],
         themes: &[],
         except: &[],
-        open_to: &[
+        left_out: &[
             ("agent", "finds_its_socket", "the file is there, and its node answers the first process alone"),
             ("agent", "makes_it_the_first_to_die", "the agent is seen among the processes"),
             ("bombs", "fills_the_disk", "each writable folder has the limit, and memory has them all"),
@@ -70,7 +70,11 @@ pub const RUNTIMES: &[Runtime] = &[
         users: &[User::Root],
         themes: &["network"],
         except: &[],
-        open_to: &[("network", "finds_another_interface", "/sys is there, and names the loopback once more")],
+        left_out: &[
+            ("network", "finds_another_interface", "/sys is there, and names the loopback once more"),
+            ("network", "reaches_the_metadata_of_clouds", "its kernel calls the host unreachable, not the network"),
+            ("network", "reaches_public_addresses", "its kernel says nothing of link-local ones until the timeout"),
+        ],
     },
 ];
 
@@ -81,9 +85,9 @@ impl Runtime {
         (self.themes.is_empty() || self.themes.contains(&theme)) && !(in_containers && docker::left_out())
     }
 
-    /// Whether an attempt gets through by design.
-    pub fn is_open_to(&self, theme: &str, attempt: &str) -> bool {
-        self.open_to.iter().any(|(its_theme, name, _)| (*its_theme, *name) == (theme, attempt))
+    /// Whether an attempt is not made on it.
+    pub fn leaves_out(&self, theme: &str, attempt: &str) -> bool {
+        self.left_out.iter().any(|(its_theme, name, _)| (*its_theme, *name) == (theme, attempt))
     }
 
     /// What is tested in place of an attack that needs what the runtime does not have for this user.
