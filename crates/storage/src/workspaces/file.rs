@@ -242,7 +242,11 @@ impl Root {
                 Ok(()) => break,
             }
         }
-        sync_folder(&folder)?;
+        match sync_folder(&folder) {
+            // it was written, and somebody has deleted it since
+            Err(Failure { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            synced => synced?,
+        }
         // whoever made the folder may not have come to this yet
         self.sync()
     }
