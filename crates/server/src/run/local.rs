@@ -4,6 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use cloud_sandbox_auth::{AuthLayer, Principal, Role, Tokens, principal::DEFAULT_TENANT};
+use cloud_sandbox_model::{
+    RuntimeName,
+    template::{DOCKER, HOST},
+};
 use cloud_sandbox_node::Node;
 use cloud_sandbox_rpc::in_process;
 use cloud_sandbox_storage::MemoryTemplates;
@@ -38,11 +42,27 @@ impl LocalNode {
     }
 }
 
+/// The runtimes that the run may need: that of a built-in template alone, so that nothing is pulled for the other one.
+fn runtimes_of(settings: &Settings) -> Vec<String> {
+    let needed = match settings.default_template.as_str() {
+        HOST => RuntimeName::Linux,
+        DOCKER => RuntimeName::DOCKER,
+        _ => return settings.sandbox_runtimes.clone(),
+    };
+    settings.sandbox_runtimes.iter().filter(|name| *name == needed.family()).cloned().collect()
+}
+
 /// Starts the node and the services before it.
 pub(super) async fn start(settings: &Settings) -> anyhow::Result<(Api, LocalNode)> {
     let folder = tempfile::tempdir().context("failed to make a temporary folder")?;
-    let alone =
-        Settings { pool_min_size: 0, pool_max_size: 1, redis_url: None, s3: S3Settings::default(), ..settings.clone() };
+    let alone = Settings {
+        pool_min_size: 0,
+        pool_max_size: 1,
+        redis_url: None,
+        s3: S3Settings::default(),
+        sandbox_runtimes: runtimes_of(settings),
+        ..settings.clone()
+    };
     let directory = system::directory(&alone).await?;
     let runtimes = Machine::open(&alone, folder.path()).await?.runtimes;
     let journal = folder.path().join("journal");
