@@ -117,7 +117,10 @@ fn breaches(walls: &[&'static str], proofs: &[WallProof]) -> Vec<(&'static str, 
 
 #[cfg(test)]
 mod tests {
-    use cloud_sandbox_runtime::walls::{FILES, NETWORK, UNIQUE_IDS};
+    use cloud_sandbox_runtime::{
+        SCRATCH,
+        walls::{FILES, NETWORK, UNIQUE_IDS},
+    };
 
     use super::*;
 
@@ -129,6 +132,14 @@ mod tests {
         assert_eq!(breaches(&[FILES, UNIQUE_IDS], &proofs), []);
         assert_eq!(breaches(&[NETWORK], &proofs), [(NETWORK, "eth0 is there".to_owned())]);
         assert_eq!(breaches(&[FILES], &proofs[1..]), [(FILES, "it was not tried".to_owned())]);
+    }
+
+    #[test]
+    fn agent_looks_at_every_folder_that_can_be_written() {
+        let agents = include_str!("../../agent/src/disk.rs");
+        for (folder, _) in SCRATCH {
+            assert!(agents.contains(&format!("\"{folder}\"")), "{folder}");
+        }
     }
 
     #[test]
