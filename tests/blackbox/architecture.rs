@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("rpc", &["model", "proto"]),
     ("runtime", &["model"]),
-    ("runtime-docker", &["model", "runtime", "runtime-linux"]),
+    ("runtime-docker", &["images", "model", "runtime", "runtime-linux"]),
     ("runtime-linux", &["images", "jailer", "model", "runtime"]),
     ("scheduler", &["auth", "model", "node-client", "proto", "rpc", "storage"]),
     ("session", &["auth", "model", "node-client", "proto", "rpc", "storage"]),

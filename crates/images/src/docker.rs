@@ -14,7 +14,6 @@ use std::{
 
 use bollard::{
     API_DEFAULT_VERSION, Docker as Client,
-    auth::DockerCredentials,
     errors::Error,
     models::{ContainerCreateBody, HostConfig, ImageInspect},
     query_parameters::{
@@ -32,6 +31,7 @@ use crate::{
     archive::Lost,
     config::{self, Config},
     job::Job,
+    pulls::{Layers, credentials, with_registry_auth, with_tag},
     root::FOLDER,
     store::Made,
     unpack::{End, unpack},
@@ -65,13 +65,14 @@ pub(crate) struct Docker {
 }
 
 impl Docker {
-    pub(crate) fn new(host: Option<String>, owner: String, tag: String) -> Self {
+    /// `untidy`: an earlier process of the store may have left containers.
+    pub(crate) fn new(host: Option<String>, owner: String, tag: String, untidy: bool) -> Self {
         Self {
             host: host.unwrap_or_else(|| DEFAULT_HOST.to_owned()),
             owner,
             tag,
             used: Arc::default(),
-            untidy: Arc::new(true.into()),
+            untidy: Arc::new(untidy.into()),
         }
     }
 
@@ -167,25 +168,16 @@ impl Docker {
     }
 
     async fn pull(&self, client: &Client, image: &str, wanted: &Wanted, job: &Job) -> Result<(), ImageError> {
-        let credentials = wanted.credentials.as_ref().map(|credentials| DockerCredentials {
-            username: Some(credentials.username.clone()),
-            password: Some(credentials.password.clone()),
-            ..DockerCredentials::default()
-        });
         job.progress.begin("pulling", 0);
         let options = CreateImageOptionsBuilder::new().from_image(image).build();
+        let client = with_registry_auth(client.clone());
+        let credentials = wanted.credentials.as_ref().map(credentials);
         let mut told = std::pin::pin!(client.create_image(Some(options), None, credentials));
-        let mut layers: HashMap<String, (u64, u64)> = HashMap::new();
+        let mut layers = Layers::default();
         while let Some(step) = self.next(&mut told).await? {
             let step = step.map_err(|error| self.not_pulled(&wanted.image, error))?;
-            let (Some(id), Some(detail)) = (step.id, step.progress_detail) else { continue };
-            // what is unpacked is told with the same bytes again
-            if step.status.as_deref() == Some("Downloading") {
-                let bytes = |bytes: Option<i64>| bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
-                layers.insert(id, (bytes(detail.current), bytes(detail.total)));
-                let sum = layers.values().fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1));
-                job.progress.set(sum.0, sum.1);
-            }
+            let (done, total) = layers.take(&step);
+            job.progress.set(done, total);
         }
         Ok(())
     }
@@ -293,12 +285,6 @@ fn unconnected(socket: PathBuf, error: io::Error) -> ImageError {
     }
 }
 
-/// Without a tag the daemon would pull every tag that there is.
-fn with_tag(image: &str) -> String {
-    let name = image.rsplit('/').next().unwrap_or_default();
-    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
-}
-
 /// A container, removed also when the import is given up.
 struct Container {
     client: Client,
@@ -381,18 +367,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_without_a_tag_is_the_latest() {
-        for (image, whole) in [
-            ("python", "python:latest"),
-            ("python:3.11-slim", "python:3.11-slim"),
-            ("localhost:5000/python", "localhost:5000/python:latest"),
-            ("ghcr.io/a/b@sha256:00", "ghcr.io/a/b@sha256:00"),
-        ] {
-            assert_eq!(with_tag(image), whole);
-        }
-    }
-
-    #[test]
     fn a_socket_that_may_not_be_used_is_told_from_one_where_nobody_is() {
         let error = |kind: io::ErrorKind| unconnected("/run/docker.sock".into(), kind.into());
         let refused = error(io::ErrorKind::PermissionDenied);
@@ -405,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_daemon_is_named_by_its_socket() {
-        let docker = |host: &str| Docker::new(Some(host.to_owned()), String::new(), String::new());
+        let docker = |host: &str| Docker::new(Some(host.to_owned()), String::new(), String::new(), false);
         assert_eq!(docker("unix:///run/x.sock").socket().unwrap(), PathBuf::from("/run/x.sock"));
         for host in ["tcp://127.0.0.1:2375", "/run/docker.sock", "unix://run/docker.sock"] {
             assert!(matches!(docker(host).socket(), Err(ImageError::DockerHost { .. })), "{host}");

@@ -36,6 +36,9 @@ const CONTAINER: &str = "/.dockerenv";
 /// Real lists of users are a few kilobytes.
 const USERS_MOST: u64 = 1 << 20;
 
+/// Where names of users, groups and hosts are looked up.
+pub const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
+
 /// Files of `/etc` that tell a sandbox about itself, by their names.
 #[must_use]
 pub fn about_itself(nameserver: Ipv4Addr) -> [(&'static str, String); 3] {
@@ -67,7 +70,7 @@ pub(crate) fn fit(root: &Root, nameserver: Ipv4Addr, job: &Job) -> Result<(), Im
         write(&etc, name, &content).map_err(&failed)?;
     }
     if root::kind_at(etc.as_fd(), OsStr::new("nsswitch.conf")).map_err(|errno| failed(errno.into()))?.is_none() {
-        write(&etc, "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n").map_err(&failed)?;
+        write(&etc, "nsswitch.conf", NSSWITCH).map_err(&failed)?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod folder;
 mod job;
 mod limits;
 mod merge;
+pub mod pulls;
 mod registry;
 mod root;
 mod source;
@@ -27,7 +28,13 @@ mod work;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
-pub use crate::{error::ImageError, fit::about_itself, limits::Limits, store::ImageStore};
+pub use crate::{
+    error::ImageError,
+    fit::{NSSWITCH, about_itself},
+    limits::Limits,
+    store::ImageStore,
+    users::{group, passwd},
+};
 
 /// What a store can be told.
 #[derive(Debug, Clone)]

@@ -80,11 +80,11 @@ impl ImageStore {
     pub async fn open(options: Options) -> Result<Self, ImageError> {
         let failed = writing(&options.folder, "open the store");
         let folder = options.folder.clone();
-        let (folder, lock) = tokio::task::spawn_blocking(move || prepare_folder(&folder))
+        let (folder, lock, is_new) = tokio::task::spawn_blocking(move || prepare_folder(&folder))
             .await
             .map_err(|error| failed(io::Error::other(error)))??;
         let tag = format!("{}-{:08x}", std::process::id(), start_number());
-        let docker = Docker::new(options.docker_host, folder.display().to_string(), tag);
+        let docker = Docker::new(options.docker_host, folder.display().to_string(), tag, !is_new);
         docker.sweep().await;
         let store = Self(Arc::new(Inner {
             folder: folder.into(),
@@ -230,14 +230,16 @@ fn collect(store: &Path, pins: &Pins) -> io::Result<()> {
     gone.into_iter().try_for_each(fs::remove_dir_all)
 }
 
-/// Makes the folder, takes it for this process, and empties what is half made.
-fn prepare_folder(folder: &Path) -> Result<(PathBuf, Flock<File>), ImageError> {
+/// Makes the folder, takes it for this process, and empties what is half made. Says whether nobody has used it before.
+fn prepare_folder(folder: &Path) -> Result<(PathBuf, Flock<File>, bool), ImageError> {
     let failed = writing(folder, "open the store");
     fs::create_dir_all(folder).map_err(&failed)?;
     // what images hold is not for the other users of this machine
     fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(&failed)?;
     let folder = folder.canonicalize().map_err(&failed)?;
-    let file = File::options().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(&failed)?;
+    let lock = folder.join("lock");
+    let is_new = !lock.exists();
+    let file = File::options().create(true).truncate(false).write(true).open(lock).map_err(&failed)?;
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(ImageError::InUse(folder)),
@@ -263,7 +265,7 @@ fn prepare_folder(folder: &Path) -> Result<(PathBuf, Flock<File>), ImageError> {
             }
         }
     }
-    Ok((folder, lock))
+    Ok((folder, lock, is_new))
 }
 
 /// The names in a folder, in order.

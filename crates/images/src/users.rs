@@ -1,7 +1,6 @@
 //! `/etc/passwd` and `/etc/group` of an image with the users that a sandbox needs added.
 
-/// The user and group that run everything in a sandbox of the native runtime.
-pub(crate) const USER: u32 = 1000;
+use cloud_sandbox_model::sandbox::USER;
 
 /// What must be there: name, id, and the line. Where an id has a name already, that stays; where a name of these has
 /// another id, it gets this one.
@@ -17,13 +16,15 @@ const GROUPS: [(&str, u32, &str); 4] = [
     ("nogroup", 65534, "nogroup:x:65534:"),
 ];
 
-/// The users of an image and of a sandbox.
-pub(crate) fn passwd(text: &str) -> String {
+/// The users of an image, whose `/etc/passwd` is given, and of a sandbox.
+#[must_use]
+pub fn passwd(text: &str) -> String {
     with(text, &USERS)
 }
 
 /// The groups of both.
-pub(crate) fn group(text: &str) -> String {
+#[must_use]
+pub fn group(text: &str) -> String {
     with(text, &GROUPS)
 }
 

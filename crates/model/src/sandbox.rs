@@ -6,6 +6,9 @@
 //! ```
 //! A cold acquire goes from creating to ready to acquired as a warm one does.
 
+/// The user and group inside that the agent and all user code run as, unless a template says otherwise.
+pub const USER: u32 = 1000;
+
 /// A step in a sandbox's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SandboxState {

@@ -9,7 +9,7 @@ use bollard::models::{
     ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
     ResourcesUlimits,
 };
-use cloud_sandbox_model::{Limits, SandboxId};
+use cloud_sandbox_model::{Limits, SandboxId, sandbox::USER};
 use cloud_sandbox_runtime::{Prepared, SCRATCH, SandboxSpec, inodes};
 use cloud_sandbox_runtime_linux::{MASKED, READ_ONLY, RLIMITS};
 
@@ -25,9 +25,6 @@ pub const TEMPLATE: &str = "cloud-sandbox.template";
 /// Where the agent is inside, and the socket of its node.
 pub const AGENT: &str = "/.cloud-sandbox/agent";
 pub const SOCKET: &str = "/.cloud-sandbox/node.sock";
-
-/// Who runs in a sandbox whose template says nothing.
-pub const USER: u32 = 1000;
 
 const PERIOD_US: i64 = 100_000;
 /// cpu.shares of a group that says nothing, and the weight that stands for it.

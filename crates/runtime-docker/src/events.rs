@@ -64,7 +64,7 @@ async fn follow(inner: Arc<Inner>, runtime: &Weak<Inner>, since: &mut Duration, 
         Ok(client) => client,
         Err(error) => return error,
     };
-    let mut filters = container::filters(&inner.common_instance());
+    let mut filters = container::filters(&inner.options.instance);
     filters.insert("type", vec!["container".to_owned()]);
     let from = since.saturating_sub(OVERLAP);
     let from = format!("{}.{:09}", from.as_secs(), from.subsec_nanos());
@@ -141,8 +141,7 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     let Some(inner) = runtime.upgrade() else { return Ok(()) };
     // what is being started is not listed yet
     let known: Vec<_> = inner.all().into_iter().filter(|sandbox| sandbox.first.get().is_some()).collect();
-    let options =
-        ListContainersOptionsBuilder::default().filters(&container::filters(&inner.common_instance())).build();
+    let options = ListContainersOptionsBuilder::default().filters(&container::filters(&inner.options.instance)).build();
     let listed = inner.engine.client()?.list_containers(Some(options)).await;
     let listed = listed.map_err(|error| inner.engine.error("list the containers", error))?;
     if again {

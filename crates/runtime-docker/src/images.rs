@@ -1,7 +1,6 @@
 //! Templates as images of the daemon: pulled, imported, looked at, and removed.
 
 use std::{
-    collections::HashMap,
     fs, io,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -9,17 +8,16 @@ use std::{
 };
 
 use bollard::{
-    Docker,
-    auth::DockerCredentials,
-    body_try_stream,
+    Docker, body_try_stream,
     errors::Error,
     models::{CreateImageInfo, ImageInspect},
     query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBuilder},
 };
 use bytes::Bytes;
+use cloud_sandbox_images::pulls::{Layers, credentials, with_registry_auth, with_tag};
 use cloud_sandbox_model::{
     RuntimeName, Template,
-    template::{Credentials, Image, Progress, PullPolicy, Source},
+    template::{Image, Progress, PullPolicy, Source},
 };
 use cloud_sandbox_runtime::{Prepared, Root, RuntimeError};
 use futures::{Stream, StreamExt};
@@ -137,10 +135,8 @@ impl Job<'_> {
             return Err(self.fault(format!("the daemon has no image {name}, and it is never to be pulled")));
         }
         self.progress.begin("pulling", 0);
-        // a name without tag or digest would be all that there are
-        let (name, tag) =
-            if is_tagged(name) { (name.clone(), None) } else { (format!("{name}:latest"), Some("latest")) };
-        tracing::info!(template = self.template, image = name, tag, "an image is pulled");
+        let name = with_tag(name);
+        tracing::info!(template = self.template, image = name, "an image is pulled");
         let options = CreateImageOptionsBuilder::default().from_image(&name).build();
         let client = with_registry_auth(self.client.clone());
         let pulled = client.create_image(Some(options), None, image.credentials.as_ref().map(credentials));
@@ -254,90 +250,9 @@ fn label<'a>(image: &'a ImageInspect, name: &str) -> Option<&'a String> {
     image.config.as_ref()?.labels.as_ref()?.get(name)
 }
 
-/// Whether a reference names a tag or a digest. A colon before the last slash is a port's.
-fn is_tagged(reference: &str) -> bool {
-    reference.rsplit('/').next().is_some_and(|name| name.contains([':', '@']))
-}
-
-fn credentials(credentials: &Credentials) -> DockerCredentials {
-    DockerCredentials {
-        username: Some(credentials.username.clone()),
-        password: Some(credentials.password.clone()),
-        ..DockerCredentials::default()
-    }
-}
-
-/// The daemon reads base64 as it is in addresses, and the client writes it as it is elsewhere: what it cannot read, it takes
-/// for no credentials at all.
-fn with_registry_auth(client: Docker) -> Docker {
-    client.with_request_modifier(|mut request| {
-        let header = "X-Registry-Auth";
-        let told = request.headers().get(header).and_then(|value| value.to_str().ok());
-        let told = told.map(|value| value.replace('+', "-").replace('/', "_"));
-        if let Some(value) = told.and_then(|value| http::HeaderValue::from_str(&value).ok()) {
-            request.headers_mut().insert(header, value);
-        }
-        request
-    })
-}
-
-/// How far each layer has come. A layer is downloaded and then unpacked: half of the way each.
-#[derive(Default)]
-struct Layers(HashMap<String, (u64, u64)>);
-
-impl Layers {
-    /// Bytes that are done, and that there are.
-    fn take(&mut self, info: &CreateImageInfo) -> (u64, u64) {
-        let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
-        if let (Some(id), Some(status)) = (&info.id, info.status.as_deref()) {
-            let (current, total) =
-                info.progress_detail.as_ref().map_or((0, 0), |detail| (number(detail.current), number(detail.total)));
-            let layer = self.0.entry(id.clone()).or_default();
-            match status {
-                "Downloading" => *layer = (current, total * 2),
-                "Download complete" => layer.0 = layer.0.max(layer.1 / 2),
-                "Extracting" => *layer = (total + current, total * 2),
-                "Pull complete" => layer.0 = layer.1,
-                _ => {}
-            }
-        }
-        self.0.values().fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use bollard::models::ProgressDetail;
-
     use super::*;
-
-    #[test]
-    fn ports_are_no_tags() {
-        for tagged in ["python:3", "registry:5000/a/b:1", "a@sha256:00"] {
-            assert!(is_tagged(tagged), "{tagged}");
-        }
-        for bare in ["python", "registry:5000/a/b"] {
-            assert!(!is_tagged(bare), "{bare}");
-        }
-    }
-
-    #[test]
-    fn layers_are_downloaded_and_unpacked() {
-        let mut layers = Layers::default();
-        let mut take = |id: &str, status: &str, current, total| {
-            layers.take(&CreateImageInfo {
-                id: Some(id.into()),
-                status: Some(status.into()),
-                progress_detail: Some(ProgressDetail { current: Some(current), total: Some(total) }),
-                ..CreateImageInfo::default()
-            })
-        };
-        assert_eq!(take("a", "Downloading", 50, 100), (50, 200));
-        assert_eq!(take("b", "Downloading", 10, 50), (60, 300));
-        assert_eq!(take("a", "Download complete", 0, 0), (110, 300));
-        assert_eq!(take("a", "Extracting", 20, 100), (130, 300));
-        assert_eq!(take("a", "Pull complete", 0, 0), (210, 300));
-    }
 
     #[test]
     fn images_of_templates_have_tags_of_their_own() {

@@ -145,10 +145,6 @@ impl Inner {
         self.find(id).filter(|sandbox| !sandbox.has_ended()).ok_or(RuntimeError::Gone(id))
     }
 
-    pub(crate) fn common_instance(&self) -> String {
-        self.options.instance.clone()
-    }
-
     /// Where sockets of sandboxes are. Any user may pass through, since the agent's may be mapped to one.
     pub(crate) fn sockets(&self) -> io::Result<PathBuf> {
         let folder = std::path::absolute(&self.options.state_dir)?.join("sockets");

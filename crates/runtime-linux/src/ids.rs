@@ -3,10 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use cloud_sandbox_jailer::IdMap;
+use cloud_sandbox_model::sandbox::USER;
 use nix::unistd::{Uid, getuid};
-
-/// The user and group inside that the agent and all user code run as.
-pub const USER: u32 = 1000;
 
 /// Ids in one sandbox's range.
 const RANGE: u32 = 65_536;

@@ -14,6 +14,7 @@ use cloud_sandbox_images::ImageStore;
 use cloud_sandbox_jailer::{IdMap, Root, Spec};
 use cloud_sandbox_model::{
     Limits, RuntimeName, SandboxId, Template,
+    sandbox::USER,
     template::{Progress, Source},
 };
 use cloud_sandbox_runtime::{
@@ -26,7 +27,7 @@ use crate::{
     cgroup::{self, Controller, Hierarchy},
     doctor::{Loss, Proof},
     identity,
-    ids::{IdRanges, USER},
+    ids::IdRanges,
     landlock,
     launch::Launcher,
     network::Networks,
@@ -163,10 +164,14 @@ impl Inner {
         ids: IdMap,
         spec: &SandboxSpec,
     ) -> Result<Sandbox, RuntimeError> {
-        let (root, limits) = (self.root(&spec.template)?, spec.limits);
+        let (template, limits) = (spec.template.clone(), spec.limits);
         let (socket, listener) =
             self.make_socket(id).map_err(|error| RuntimeError::host("make the agent's socket", error))?;
-        blocking(self, move |inner| inner.make_group(id, &limits)).await?;
+        let root = blocking(self, move |inner| {
+            let root = inner.root(&template)?;
+            inner.make_group(id, &limits).map(|()| root)
+        })
+        .await?;
         let spec = self.jail(id, ids, root, &limits);
         match self.launcher.launch(spec, listener, &self.agent, &self.filters.programs).await {
             Ok(process) => Ok(Sandbox { process, socket, ids }),

@@ -6,11 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cloud_sandbox_images::about_itself;
+use cloud_sandbox_images::{NSSWITCH, about_itself, group, passwd};
 use cloud_sandbox_jailer::{Bind, Root};
 use cloud_sandbox_runtime::{INTERFACE, SCRATCH};
-
-use crate::ids::USER;
 
 /// Top-level folders that are part of `/usr` on merged systems and folders of their own on others.
 const SYSTEM: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec"];
@@ -123,17 +121,7 @@ fn versioned_settings() -> impl Iterator<Item = PathBuf> {
 }
 
 fn files() -> Vec<(PathBuf, String)> {
-    let files = [
-        (
-            "/etc/passwd",
-            format!(
-                "root:x:0:0:root:/root:/usr/sbin/nologin\nuser:x:{USER}:{USER}:user:/home/user:/bin/sh\n\
-                 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
-            ),
-        ),
-        ("/etc/group", format!("root:x:0:\ntty:x:5:\nuser:x:{USER}:\nnogroup:x:65534:\n")),
-        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-    ];
+    let files = [("/etc/passwd", passwd("")), ("/etc/group", group("")), ("/etc/nsswitch.conf", NSSWITCH.to_owned())];
     files.into_iter().map(|(path, content)| (path.into(), content)).chain(own_files()).collect()
 }
 
