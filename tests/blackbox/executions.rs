@@ -57,6 +57,10 @@ async fn background_execution_is_listed_found_by_its_tag_and_read_after_its_end(
             "{shown}"
         );
 
+        eventually("it has printed what it does first", || async {
+            output(&wire, &sandbox, &id, json!({})).await["text"] == "begun\n"
+        })
+        .await;
         let kill = json!({"sandbox_id": sandbox, "execution_id": id, "signal": "SIGKILL"});
         wire.call("ExecService.SignalExecution", kill.clone()).await;
         let over = ended(&wire, &sandbox, &id).await;
