@@ -66,6 +66,10 @@ class Server:
             time.sleep(0.05)
         raise SystemExit("the server does not listen")
 
+    def reconnect(self) -> None:
+        self.connection.close()
+        self.connect()
+
     def call(self, method: str, path: str, body: object = None) -> Answer:
         self.connection.request(method, path, None if body is None else json.dumps(body), self.headers)
         response = self.connection.getresponse()
