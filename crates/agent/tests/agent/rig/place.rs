@@ -70,13 +70,6 @@ const NOT_UNDER_GVISOR: &[(&str, &[&str])] = &[
         "no file tells its holes: they are read as zeros, so that what is huge and empty takes time",
         &["file_trees::holes_stay_holes_and_large_files_are_copied_whole", "trees::holes_are_neither_sent_nor_made"],
     ),
-    (
-        "who ends while others of the session are stopped has them sent SIGHUP, as Linux does for orphans alone",
-        &[
-            "standstill::the_first_process_of_a_namespace_stops_all_others_at_once",
-            "standstill::whatever_forks_all_the_time_is_stopped_whole_and_loses_nothing",
-        ],
-    ),
     ("a terminal sends no signals for control characters", &["terminals::control_c_interrupts_the_foreground"]),
     ("a terminal has no end of file within a line", &["terminals::closed_input_is_end_of_file_also_within_a_line"]),
     (
