@@ -22,6 +22,7 @@ mod grpc;
 mod harness;
 mod hostile;
 mod isolation;
+mod left_out;
 mod lifecycle;
 mod limits;
 mod postgres;
