@@ -58,8 +58,14 @@ test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registr
 	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
 	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
-	tests/setup/docker.py cargo nextest run --locked --workspace --test-threads $(TEST_THREADS)
+	tests/setup/docker.py $(MAKE) --no-print-directory test-rust
 	$(MAKE) --no-print-directory test-sdk
+
+# Beneath the engine of the tests, with what `make test` has built.
+.PHONY: test-rust
+test-rust:
+	cargo nextest run --locked --workspace --test-threads $(TEST_THREADS)
+	tests/containers/agent.sh runc runsc
 
 # With the server that `make test` has built.
 .PHONY: test-sdk

@@ -28,7 +28,6 @@ attempts![
     opens_a_file_by_its_handle,
     #[proved]
     lists_the_descriptors_of_the_first_process,
-    #[proved]
     opens_the_descriptors_of_the_first_process,
     finds_descriptors_that_leaked,
     finds_the_old_root_among_the_mounts,

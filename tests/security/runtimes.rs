@@ -89,7 +89,6 @@ pub const RUNTIMES: &[Runtime] = &[
             ),
             ("agent", "reads_where_its_memory_is", "its kernel shows that of anybody; the memory itself stays closed"),
             ("agent", "starves_it", "its kernel takes note of priorities and processors, and does not go by them"),
-            ("archives", "nests_folders_without_end", "its tmpfs takes half a minute for as many"),
             (
                 "file_api",
                 "reads_a_file_that_is_larger_than_everything",
