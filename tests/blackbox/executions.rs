@@ -285,10 +285,6 @@ async fn changes_of_files_are_told_with_their_diffs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn stream_ends_with_why_when_its_sandbox_goes() {
-    if is_gvisor() {
-        // it is destroyed slowly, and its output cannot be asked for meanwhile
-        return;
-    }
     let server = Server::start().await;
     for wire in wires(&server, "ada").await {
         let sandbox = wire.acquire().await;
