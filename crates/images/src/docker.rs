@@ -4,7 +4,6 @@
 use std::{
     collections::{HashMap, HashSet},
     io::{self, Read},
-    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +12,7 @@ use std::{
 };
 
 use bollard::{
-    API_DEFAULT_VERSION, Docker as Client,
+    Docker as Client,
     errors::Error,
     models::{ContainerCreateBody, HostConfig, ImageInspect},
     query_parameters::{
@@ -30,6 +29,7 @@ use crate::{
     ImageError,
     archive::Lost,
     config::{self, Config},
+    host::{Address, Host},
     job::Job,
     pulls::{Layers, credentials, with_registry_auth, with_tag},
     root::FOLDER,
@@ -37,8 +37,6 @@ use crate::{
     unpack::{End, unpack},
 };
 
-const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
-const SCHEME: &str = "unix://";
 /// How long the daemon may take to answer a call, in seconds.
 const ANSWER_WITHIN: u64 = 120;
 /// How long it may say nothing while it pulls or exports: unpacking a large layer on a slow disk is silent.
@@ -53,7 +51,7 @@ const QUEUE: usize = 8;
 
 /// The daemon of a store.
 pub(crate) struct Docker {
-    host: String,
+    host: Host,
     /// the store's folder
     owner: String,
     /// in the name of each container of this process
@@ -66,33 +64,19 @@ pub(crate) struct Docker {
 
 impl Docker {
     /// `untidy`: an earlier process of the store may have left containers.
-    pub(crate) fn new(host: Option<String>, owner: String, tag: String, untidy: bool) -> Self {
-        Self {
-            host: host.unwrap_or_else(|| DEFAULT_HOST.to_owned()),
-            owner,
-            tag,
-            used: Arc::default(),
-            untidy: Arc::new(untidy.into()),
-        }
-    }
-
-    fn socket(&self) -> Result<PathBuf, ImageError> {
-        let refused = |reason| ImageError::DockerHost { host: self.host.clone(), reason };
-        let path = self.host.strip_prefix(SCHEME).ok_or_else(|| refused("it must begin with unix://"))?;
-        if !path.starts_with('/') {
-            return Err(refused("after unix:// there must be an absolute path"));
-        }
-        Ok(path.into())
+    pub(crate) fn new(host: Option<&str>, owner: String, tag: String, untidy: bool) -> Self {
+        Self { host: Host::new(host), owner, tag, used: Arc::default(), untidy: Arc::new(untidy.into()) }
     }
 
     async fn connect(&self) -> Result<Client, ImageError> {
-        let socket = self.socket()?;
+        let address = self.host.address().map_err(ImageError::DockerHost)?;
         // bollard would say of any fault that there is no socket
-        if let Err(error) = tokio::net::UnixStream::connect(&socket).await {
-            return Err(unconnected(socket, error));
-        }
-        let client = Client::connect_with_unix(&self.host, ANSWER_WITHIN, API_DEFAULT_VERSION);
-        let client = client.map_err(|error| self.failed("be reached", error))?;
+        let connected = match &address {
+            Address::Socket(path) => tokio::net::UnixStream::connect(path).await.map(drop),
+            Address::Tcp(host) => tokio::net::TcpStream::connect(host).await.map(drop),
+        };
+        connected.map_err(|error| unconnected(&address, error))?;
+        let client = address.client(ANSWER_WITHIN).map_err(|error| self.failed("be reached", error))?;
         client.negotiate_version().await.map_err(|error| self.failed("say which version of its API it has", error))
     }
 
@@ -108,7 +92,7 @@ impl Docker {
         match swept {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(error = error.chain(), "the daemon was not asked for old imports"),
-            Err(_) => tracing::warn!(host = self.host, "the Docker daemon does not answer"),
+            Err(_) => tracing::warn!(host = %self.host, "the Docker daemon does not answer"),
         }
     }
 
@@ -277,11 +261,13 @@ impl Docker {
     }
 }
 
-/// What it means that nobody answers at the socket.
-fn unconnected(socket: PathBuf, error: io::Error) -> ImageError {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => ImageError::NoPermission { socket, source: error.into() },
-        _ => ImageError::NoDaemon { socket, source: error.into() },
+/// What it means that nobody answers at an address.
+fn unconnected(address: &Address, error: io::Error) -> ImageError {
+    match (address, error.kind()) {
+        (Address::Socket(path), io::ErrorKind::PermissionDenied) => {
+            ImageError::NoPermission { socket: path.clone(), source: error.into() }
+        }
+        (address, _) => ImageError::NoDaemon { address: address.to_string(), source: error.into() },
     }
 }
 
@@ -368,21 +354,12 @@ mod tests {
 
     #[test]
     fn a_socket_that_may_not_be_used_is_told_from_one_where_nobody_is() {
-        let error = |kind: io::ErrorKind| unconnected("/run/docker.sock".into(), kind.into());
+        let error = |kind: io::ErrorKind| unconnected(&Address::Socket("/run/docker.sock".into()), kind.into());
         let refused = error(io::ErrorKind::PermissionDenied);
         assert!(matches!(refused, ImageError::NoPermission { .. }));
         assert!(refused.to_string().contains("socket /run/docker.sock; run the node as root"), "{refused}");
         for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused] {
             assert!(matches!(error(kind), ImageError::NoDaemon { .. }));
-        }
-    }
-
-    #[test]
-    fn a_daemon_is_named_by_its_socket() {
-        let docker = |host: &str| Docker::new(Some(host.to_owned()), String::new(), String::new(), false);
-        assert_eq!(docker("unix:///run/x.sock").socket().unwrap(), PathBuf::from("/run/x.sock"));
-        for host in ["tcp://127.0.0.1:2375", "/run/docker.sock", "unix://run/docker.sock"] {
-            assert!(matches!(docker(host).socket(), Err(ImageError::DockerHost { .. })), "{host}");
         }
     }
 }

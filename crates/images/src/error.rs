@@ -34,10 +34,10 @@ pub enum ImageError {
     TooLarge { what: String, limit: String },
     #[error("the disk of {} is full: there is no room for the image", .0.display())]
     DiskFull(PathBuf),
-    #[error("Docker host {host:?} cannot be used: {reason}")]
-    DockerHost { host: String, reason: &'static str },
-    #[error("no Docker daemon answers at {}; start it, or name its socket in DOCKER_HOST", .socket.display())]
-    NoDaemon { socket: PathBuf, source: Cause },
+    #[error("{0}")]
+    DockerHost(String),
+    #[error("no Docker daemon answers at {address}; start it, or name its socket in DOCKER_HOST")]
+    NoDaemon { address: String, source: Cause },
     #[error(
         "no permission to use the Docker daemon's socket {}; \
          run the node as root or as a member of the group that the socket belongs to",
@@ -111,7 +111,7 @@ impl ImageError {
             | Self::Entry { .. }
             | Self::ImageArchive { .. }
             | Self::TooLarge { .. }
-            | Self::DockerHost { .. }
+            | Self::DockerHost(_)
             | Self::Platform { .. }
             | Self::NotAnImage { .. } => false,
         }

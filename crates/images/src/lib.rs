@@ -12,6 +12,7 @@ mod docker;
 mod error;
 mod fit;
 mod folder;
+pub mod host;
 mod job;
 mod limits;
 mod merge;
@@ -41,7 +42,8 @@ pub use crate::{
 pub struct Options {
     /// its folder; made if it is missing, for its owner alone, and used by one process at a time
     pub folder: PathBuf,
-    /// where the Docker daemon listens, as in DOCKER_HOST; its usual socket when missing
+    /// where the Docker daemon listens, as in the variable `DOCKER_HOST`, which is looked at where this says nothing; then
+    /// the usual sockets are
     pub docker_host: Option<String>,
     /// who answers questions for names inside a sandbox
     pub nameserver: Ipv4Addr,

@@ -84,7 +84,7 @@ impl ImageStore {
             .await
             .map_err(|error| failed(io::Error::other(error)))??;
         let tag = format!("{}-{:08x}", std::process::id(), start_number());
-        let docker = Docker::new(options.docker_host, folder.display().to_string(), tag, !is_new);
+        let docker = Docker::new(options.docker_host.as_deref(), folder.display().to_string(), tag, !is_new);
         docker.sweep().await;
         let store = Self(Arc::new(Inner {
             folder: folder.into(),

@@ -170,10 +170,16 @@ async fn without_a_daemon_the_socket_is_named() {
         assert!(error.to_string().contains(&socket), "{error}");
         assert!(error.retryable());
     }
-    let options = Options { docker_host: Some("tcp://127.0.0.1:2375".to_owned()), ..options(&rig.outside()) };
-    let store = ImageStore::open(options).await.unwrap();
-    let error = store.prepare(REFERENCE, &source("x", PullPolicy::Missing), &Arc::default()).await.unwrap_err();
-    assert!(error.to_string().contains("must begin with unix://"), "{error}");
+    // nobody listens at port 1
+    for (host, told) in
+        [("tcp://127.0.0.1:1", "no Docker daemon answers at tcp://127.0.0.1:1"), ("ssh://host", "DOCKER_HOST must be")]
+    {
+        let folder = rig.folder.path().join(&told[..2]);
+        let options = Options { docker_host: Some(host.to_owned()), ..options(&folder) };
+        let store = ImageStore::open(options).await.unwrap();
+        let error = store.prepare(REFERENCE, &source("x", PullPolicy::Missing), &Arc::default()).await.unwrap_err();
+        assert!(error.to_string().contains(told), "{error}");
+    }
 }
 
 #[tokio::test]
