@@ -2,18 +2,13 @@
 
 use std::{io, sync::PoisonError, time::Duration};
 
-use bollard::{Docker, query_parameters::StatsOptionsBuilder};
+use bollard::query_parameters::StatsOptionsBuilder;
 use cloud_sandbox_model::{Limits, SandboxId};
 use cloud_sandbox_runtime::{RuntimeError, Usage};
 use cloud_sandbox_runtime_linux as linux;
 use futures::StreamExt;
 
-use crate::{
-    container,
-    engine::{Kernel, has_status},
-    runtime::Inner,
-    sandbox::Sandbox,
-};
+use crate::{engine::has_status, facts::Kernel, limits, runtime::Inner, sandbox::Sandbox};
 
 impl Inner {
     pub(crate) async fn set_limits(
@@ -43,12 +38,16 @@ impl Inner {
                 }
             }
         }
-        let (before, update) = (container::update(&now, sandbox.kernel), container::update(&limits, sandbox.kernel));
+        let (before, update) = (limits::update(&now, sandbox.kernel), limits::update(&limits, sandbox.kernel));
         if before != update {
             let updated = self.engine.client()?.update_container(&sandbox.container, update).await;
             match updated {
                 Ok(()) => {}
-                Err(error) if has_status(&error, 404) => return Err(RuntimeError::Gone(id)),
+                Err(error) if has_status(&error, 404) => {
+                    // Podman before 5 has no such call, and answers as if there were no such container
+                    let there = self.engine.container(&sandbox.container).await?.is_some();
+                    return if there { unsupported("limits") } else { Err(RuntimeError::Gone(id)) };
+                }
                 Err(error) if sandbox.kernel == Kernel::Own => {
                     tracing::debug!(sandbox_id = %id, %error, "an OCI runtime does not change limits");
                     return unsupported("limits");
@@ -71,7 +70,7 @@ impl Inner {
         match done {
             Ok(()) => {}
             Err(error) if has_status(&error, 404) => return Err(RuntimeError::Gone(id)),
-            Err(error) => match self.paused(&client, sandbox).await {
+            Err(error) => match self.is_paused(sandbox).await {
                 // it is as it should be
                 Some(paused) if paused == frozen => {}
                 _ if sandbox.has_ended() => return Err(RuntimeError::Gone(id)),
@@ -84,11 +83,7 @@ impl Inner {
 
     /// Whether the daemon has it paused.
     pub(crate) async fn is_paused(&self, sandbox: &Sandbox) -> Option<bool> {
-        self.paused(&self.engine.client().ok()?, sandbox).await
-    }
-
-    async fn paused(&self, client: &Docker, sandbox: &Sandbox) -> Option<bool> {
-        client.inspect_container(&sandbox.container, None).await.ok()?.state?.paused
+        self.engine.container(&sandbox.container).await.ok()?.map(|seen| seen.paused)
     }
 
     pub(crate) async fn usage(&self, sandbox: &Sandbox, id: SandboxId) -> Result<Usage, RuntimeError> {

@@ -5,15 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bollard::models::{
-    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
-    ResourcesUlimits,
-};
-use cloud_sandbox_model::{Limits, SandboxId, sandbox::USER};
+use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig};
+use cloud_sandbox_model::{SandboxId, sandbox::USER};
 use cloud_sandbox_runtime::{Prepared, SCRATCH, SandboxSpec, inodes};
-use cloud_sandbox_runtime_linux::{MASKED, READ_ONLY, RLIMITS};
+use cloud_sandbox_runtime_linux::{MASKED, READ_ONLY};
 
-use crate::engine::Kernel;
+use crate::{
+    facts::{Dialect, Kernel},
+    limits::{Resources, ulimits},
+};
 
 /// Whose sandbox a container is.
 pub const SANDBOX: &str = "cloud-sandbox.sandbox";
@@ -25,14 +25,6 @@ pub const TEMPLATE: &str = "cloud-sandbox.template";
 /// Where the agent is inside, and the socket of its node.
 pub const AGENT: &str = "/.cloud-sandbox/agent";
 pub const SOCKET: &str = "/.cloud-sandbox/node.sock";
-
-const PERIOD_US: i64 = 100_000;
-/// cpu.shares of a group that says nothing, and the weight that stands for it.
-const SHARES: u64 = 1024;
-const WEIGHT: u64 = 100;
-/// What a kernel of a sandbox's own takes of its limits, which are the host's for all of it: threads, and memory.
-const KERNEL_THREADS: i64 = 512;
-const KERNEL_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What a daemon masks by itself. A list of one's own replaces it, so that is part of ours.
 const DAEMONS_MASKED: [&str; 12] = [
@@ -61,6 +53,8 @@ pub struct Common {
     pub files: Vec<(PathBuf, PathBuf)>,
     /// the profile of system calls
     pub seccomp: String,
+    /// the same as a file of the host
+    pub seccomp_file: PathBuf,
     /// files of the host have to be given labels
     pub selinux: bool,
 }
@@ -91,6 +85,8 @@ pub struct Brought {
     pub volumes: Vec<String>,
     /// names of its environment
     pub env: Vec<String>,
+    /// it asks for a program to be run again and again
+    pub healthcheck: bool,
 }
 
 /// A sandbox to be made.
@@ -102,6 +98,7 @@ pub struct Wanted<'a> {
     pub oci_runtime: &'a str,
     pub kernel: Kernel,
     pub way: &'a Way,
+    pub dialect: Dialect,
     /// a limit for all that is written outside of the writable folders; where the storage driver has one
     pub storage_limit: bool,
 }
@@ -144,16 +141,28 @@ pub fn body(common: &Common, wanted: &Wanted<'_>) -> ContainerCreateBody {
         // beside the mode `none`: the OCI runtime makes the network, with a loopback, in half the time that the daemon takes
         network_disabled: Some(true),
         stop_timeout: Some(0),
-        healthcheck: Some(bollard::models::HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() }),
+        // told only where there is something to take away: Podman makes a timer for it
+        healthcheck: brought
+            .healthcheck
+            .then(|| HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() }),
         host_config: Some(host_config(common, wanted)),
         ..ContainerCreateBody::default()
     }
 }
 
 fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
-    let Wanted { spec, brought, oci_runtime, kernel, way, storage_limit, .. } = wanted;
+    let Wanted { spec, oci_runtime, kernel, way, dialect, storage_limit, .. } = wanted;
     let (template, limits) = (&spec.template, &spec.limits);
     let Resources { memory, swap, period, quota, shares, pids } = Resources::of(limits, *kernel);
+    let seccomp = match dialect {
+        Dialect::Docker => (&*common.seccomp).into(),
+        Dialect::Podman => common.seccomp_file.to_string_lossy(),
+    };
+    let mut security = vec!["no-new-privileges".to_owned(), format!("seccomp={seccomp}")];
+    if *dialect == Dialect::Podman {
+        // it does not look at a list of paths
+        security.push(format!("mask={}", masked().join(":")));
+    }
     let size = || HashMap::from([("size".to_owned(), limits.disk_bytes.to_string())]);
     HostConfig {
         memory,
@@ -162,7 +171,7 @@ fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
         cpu_quota: quota,
         cpu_shares: shares,
         pids_limit: pids,
-        ulimits: Some(ulimits(limits)),
+        ulimits: Some(ulimits(limits, *dialect)),
         auto_remove: Some(true),
         network_mode: Some("none".into()),
         ipc_mode: Some("private".into()),
@@ -170,12 +179,12 @@ fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
         cap_drop: Some(vec!["ALL".into()]),
         // its agent keeps an id that is not its user's by the one, and nothing else by the other
         cap_add: (*kernel == Kernel::Own).then(|| vec!["SETUID".into(), "SETPCAP".into()]),
-        security_opt: Some(vec!["no-new-privileges".into(), format!("seccomp={}", common.seccomp)]),
+        security_opt: Some(security),
         masked_paths: Some(masked()),
         readonly_paths: Some(READ_ONLY.iter().map(ToString::to_string).collect()),
         readonly_rootfs: Some(!template.writable_root),
         storage_opt: storage_limit.then(size),
-        tmpfs: Some(folders(template, brought, limits.disk_bytes)),
+        tmpfs: Some(folders(wanted)),
         binds: Some(binds(common, way)),
         init: Some(false),
         runtime: Some((*oci_runtime).to_owned()),
@@ -199,11 +208,20 @@ fn owner(template: &Prepared) -> (u32, u32) {
 
 /// The folders of a sandbox's own. Volumes that its image asks for are among them: what the daemon would make for those are
 /// folders on the host that nothing limits. They are empty, and can be written where the root can.
-fn folders(template: &Prepared, brought: &Brought, bytes: u64) -> HashMap<String, String> {
+fn folders(wanted: &Wanted<'_>) -> HashMap<String, String> {
+    let Wanted { spec, brought, kernel, dialect, .. } = wanted;
+    let (template, bytes) = (&spec.template, spec.limits.disk_bytes);
     let (user, group) = owner(template);
-    let files = inodes(bytes);
+    let of_dialect = match dialect {
+        Dialect::Docker => format!("nr_inodes={},uid={user},gid={group}", inodes(bytes)),
+        // it takes neither numbers nor a count: U is whoever the agent is, and the image's own files are not to be copied
+        Dialect::Podman => "U,notmpcopyup".to_owned(),
+    };
+    // an agent that stands apart shares but the group with its user
+    let by_group = *dialect == Dialect::Podman && *kernel == Kernel::Own;
     let options = |mode: u32, access: &str| {
-        format!("{access},exec,nosuid,nodev,size={bytes},nr_inodes={files},mode={mode:o},uid={user},gid={group}")
+        let mode = if by_group { mode | (mode & 0o700) >> 3 } else { mode };
+        format!("{access},exec,nosuid,nodev,size={bytes},mode={mode:o},{of_dialect}")
     };
     let scratch = SCRATCH.iter().map(|(path, mode)| ((*path).to_owned(), options(*mode, "rw")));
     let access = if template.writable_root { "rw" } else { "ro" };
@@ -230,66 +248,6 @@ fn masked() -> Vec<String> {
     masked
 }
 
-/// Names of RLIMIT_* as Docker has them.
-fn ulimits(limits: &Limits) -> Vec<ResourcesUlimits> {
-    let name = |resource: u32| match resource {
-        libc::RLIMIT_CORE => Some("core"),
-        libc::RLIMIT_MEMLOCK => Some("memlock"),
-        libc::RLIMIT_MSGQUEUE => Some("msgqueue"),
-        libc::RLIMIT_SIGPENDING => Some("sigpending"),
-        _ => None,
-    };
-    let same = RLIMITS.iter().filter_map(|(resource, value)| Some((name(*resource)?, *value)));
-    let limit = |(name, value): (&str, u64)| {
-        let value = i64::try_from(value).ok();
-        ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value }
-    };
-    same.chain([("nofile", u64::from(limits.open_files))]).map(limit).collect()
-}
-
-/// What the daemon is told of limits, at first and again.
-struct Resources {
-    memory: Option<i64>,
-    swap: Option<i64>,
-    period: Option<i64>,
-    quota: Option<i64>,
-    shares: Option<i64>,
-    pids: Option<i64>,
-}
-
-impl Resources {
-    fn of(limits: &Limits, kernel: Kernel) -> Self {
-        let (threads, bytes) = match kernel {
-            Kernel::Hosts => (0, 0),
-            Kernel::Own => (KERNEL_THREADS, KERNEL_BYTES),
-        };
-        let memory = i64::try_from(limits.memory_bytes.saturating_add(bytes)).ok();
-        Self {
-            memory,
-            // with swap it is as much: there is none
-            swap: memory,
-            period: Some(PERIOD_US),
-            quota: Some(i64::from(limits.cpu_millis) * PERIOD_US / 1000),
-            shares: i64::try_from(u64::from(limits.cpu_weight) * SHARES / WEIGHT).ok().map(|shares| shares.max(2)),
-            pids: Some(i64::from(limits.pids) + threads),
-        }
-    }
-}
-
-/// The limits of a container that lives.
-pub fn update(limits: &Limits, kernel: Kernel) -> ContainerUpdateBody {
-    let Resources { memory, swap, period, quota, shares, pids } = Resources::of(limits, kernel);
-    ContainerUpdateBody {
-        memory,
-        memory_swap: swap,
-        cpu_period: period,
-        cpu_quota: quota,
-        cpu_shares: shares,
-        pids_limit: pids,
-        ..ContainerUpdateBody::default()
-    }
-}
-
 /// The environment of an image, as a map.
 pub fn env_of(list: &[String]) -> BTreeMap<String, String> {
     let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -298,14 +256,15 @@ pub fn env_of(list: &[String]) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use cloud_sandbox_model::Limits;
     use cloud_sandbox_runtime::Root;
 
     use super::*;
 
     fn common() -> Common {
         let files = vec![("/state/hosts".into(), "/etc/hosts".into())];
-        let (agent, seccomp) = ("/state/agent".into(), "{}".into());
-        Common { instance: "here".into(), agent, files, seccomp, selinux: false }
+        let (agent, seccomp, seccomp_file) = ("/state/agent".into(), "{}".into(), "/state/seccomp.json".into());
+        Common { instance: "here".into(), agent, files, seccomp, seccomp_file, selinux: false }
     }
 
     fn prepared(user: &str) -> Prepared {
@@ -320,7 +279,8 @@ mod tests {
     }
 
     fn made(template: Prepared, kernel: Kernel, way: &Way) -> ContainerCreateBody {
-        let brought = Brought { volumes: vec!["/data".into(), "/tmp/".into()], env: vec!["PATH".into()] };
+        let brought =
+            Brought { volumes: vec!["/data".into(), "/tmp/".into()], env: vec!["PATH".into()], healthcheck: true };
         let spec = SandboxSpec { template, limits: Limits::DEFAULT };
         let wanted = Wanted {
             id: SandboxId::generate(),
@@ -330,6 +290,7 @@ mod tests {
             oci_runtime: "runc",
             kernel,
             way,
+            dialect: Dialect::Docker,
             storage_limit: false,
         };
         body(&common(), &wanted)
@@ -353,9 +314,39 @@ mod tests {
         assert!(tmpfs["/data"].starts_with("ro,"), "a volume of the image");
         assert!(tmpfs["/tmp"].starts_with("rw,"), "which is a writable folder anyway");
         assert!(
-            tmpfs["/workspace"].contains("nosuid,nodev,size=536870912,nr_inodes=131072,mode=755,uid=1000,gid=1000")
+            tmpfs["/workspace"].contains("nosuid,nodev,size=536870912,mode=755,nr_inodes=131072,uid=1000,gid=1000")
         );
         assert_eq!(host.memory_swap, host.memory, "no swap");
+    }
+
+    #[test]
+    fn podman_is_told_in_its_own_words() {
+        let host = |kernel| {
+            let spec = SandboxSpec { template: prepared("33:34"), limits: Limits::DEFAULT };
+            let (brought, way) = (Brought::default(), Way::Streams);
+            let wanted = Wanted {
+                id: SandboxId::generate(),
+                spec: &spec,
+                image: "sha256:1",
+                brought: &brought,
+                oci_runtime: "runc",
+                kernel,
+                way: &way,
+                dialect: Dialect::Podman,
+                storage_limit: false,
+            };
+            let body = body(&common(), &wanted);
+            assert_eq!(body.healthcheck, None);
+            body.host_config.unwrap()
+        };
+        let hosts = host(Kernel::Hosts);
+        let security = hosts.security_opt.unwrap();
+        assert!(security.contains(&"seccomp=/state/seccomp.json".to_owned()), "{security:?}");
+        let masked = security.iter().find(|option| option.starts_with("mask=")).unwrap();
+        assert!(masked.contains(BOOT_ID) && masked.contains("/proc/kcore:"), "{masked}");
+        assert_eq!(hosts.tmpfs.unwrap()["/workspace"], "rw,exec,nosuid,nodev,size=536870912,mode=755,U,notmpcopyup");
+        let own = host(Kernel::Own).tmpfs.unwrap();
+        assert!(own["/workspace"].contains("mode=775,U"), "the user has it by its group");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! What the Docker Engine offers, row by row.
 
+use cloud_sandbox_images::host::Address;
 use cloud_sandbox_model::RuntimeName;
 use cloud_sandbox_runtime::RuntimeError;
 use cloud_sandbox_runtime_linux::doctor::{Check, Status};
 
 use crate::{
-    engine::{Engine, Facts, Kernel},
+    facts::{Dialect, Facts, Kernel},
     runtime::DockerRuntime,
 };
 
@@ -16,8 +17,9 @@ const LIMITING: [&str; 3] = ["btrfs", "devicemapper", "zfs"];
 impl DockerRuntime {
     /// Looks at the daemon.
     pub async fn examine(&self) -> Vec<Check> {
-        match self.engine().ask().await {
-            Ok(facts) => rows(self.engine(), &facts),
+        let looked = async { Ok((self.engine().address()?, self.engine().ask().await?)) };
+        match looked.await {
+            Ok((address, facts)) => rows(&address, &facts),
             Err(error) => vec![absent(&error)],
         }
     }
@@ -33,9 +35,13 @@ fn absent(error: &RuntimeError) -> Check {
     Check::bad(ENGINE, Status::Degraded, format!("{detail}: no sandboxes that are containers"), remedy)
 }
 
-fn rows(engine: &Engine, facts: &Facts) -> Vec<Check> {
+fn rows(address: &Address, facts: &Facts) -> Vec<Check> {
     let who = if facts.rootless { ", run by an ordinary user" } else { "" };
-    let engine = format!("version {} at {}, {}{who}", facts.version, engine.address(), facts.architecture);
+    let podman = match facts.dialect {
+        Dialect::Docker => "",
+        Dialect::Podman => "Podman, ",
+    };
+    let engine = format!("{podman}version {} at {address}, {}{who}", facts.version, facts.architecture);
     let mut rows = vec![Check::ok(ENGINE, engine)];
     rows.extend(facts.runtimes.keys().map(|name| oci_runtime(facts, name)));
     rows.extend([storage(facts), Check::ok("container cgroups", &facts.cgroups), ids(facts)]);
@@ -90,6 +96,7 @@ mod tests {
 
     fn facts(driver: &str, backing: &str) -> Facts {
         Facts {
+            dialect: Dialect::Docker,
             version: "20.10".into(),
             architecture: "amd64".into(),
             driver: driver.into(),
@@ -105,7 +112,7 @@ mod tests {
 
     #[test]
     fn runtimes_are_told_with_whose_kernel_they_use() {
-        let rows = rows(&Engine::new(Some("unix:///d.sock")), &facts("overlay2", "xfs"));
+        let rows = rows(&Address::Socket("/d.sock".into()), &facts("overlay2", "xfs"));
         let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
         assert_eq!(
             row("OCI runtime runc").detail,

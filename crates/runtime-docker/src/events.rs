@@ -10,10 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bollard::{
-    models::{ContainerSummaryStateEnum, EventMessage},
-    query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder},
-};
+use bollard::{models::EventMessage, query_parameters::EventsOptionsBuilder};
 use cloud_sandbox_model::SandboxId;
 use cloud_sandbox_runtime::RuntimeError;
 use futures::StreamExt;
@@ -141,9 +138,7 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     let Some(inner) = runtime.upgrade() else { return Ok(()) };
     // what is being started is not listed yet
     let known: Vec<_> = inner.all().into_iter().filter(|sandbox| sandbox.first.get().is_some()).collect();
-    let options = ListContainersOptionsBuilder::default().filters(&container::filters(&inner.options.instance)).build();
-    let listed = inner.engine.client()?.list_containers(Some(options)).await;
-    let listed = listed.map_err(|error| inner.engine.error("list the containers", error))?;
+    let listed = inner.engine.containers(&inner.options.instance, false).await?;
     if again {
         // it may be another one, with other settings
         inner.engine.forget();
@@ -153,14 +148,13 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
         tracing::warn!(sandbox_id = %id, "a container that an earlier server left was removed");
     }
     for container in &listed {
-        let sandbox = known.iter().find(|sandbox| Some(&*sandbox.container) == container.id.as_deref());
+        let sandbox = known.iter().find(|sandbox| sandbox.container == container.id);
         if let Some(sandbox) = sandbox {
-            let paused = container.state == Some(ContainerSummaryStateEnum::PAUSED);
-            check_frozen(&inner, sandbox, paused);
+            check_frozen(&inner, sandbox, container.paused);
         }
     }
     drop(inner);
-    let living: HashSet<_> = listed.iter().filter_map(|container| container.id.as_deref()).collect();
+    let living: HashSet<_> = listed.iter().map(|container| &*container.id).collect();
     let gone: Vec<_> = known.iter().filter(|sandbox| !living.contains(&*sandbox.container)).collect();
     if !gone.is_empty() {
         // events of what has happened meanwhile say it better

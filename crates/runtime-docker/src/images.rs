@@ -24,8 +24,9 @@ use futures::{Stream, StreamExt};
 use tokio_util::io::ReaderStream;
 
 use crate::{
-    container::{Brought, INSTANCE, env_of},
-    engine::{Facts, LONG, has_status, usual_name},
+    container::{Brought, env_of},
+    engine::{LONG, has_status},
+    facts::{Facts, usual_name},
     runtime::Inner,
     users,
 };
@@ -99,7 +100,11 @@ impl Inner {
     fn keep_brought(&self, id: &str, image: &ImageInspect) -> Arc<Brought> {
         let config = image.config.clone().unwrap_or_default();
         let env = env_of(&config.env.unwrap_or_default());
-        let brought = Brought { volumes: config.volumes.unwrap_or_default(), env: env.into_keys().collect() };
+        let brought = Brought {
+            volumes: config.volumes.unwrap_or_default(),
+            env: env.into_keys().collect(),
+            healthcheck: config.healthcheck.is_some(),
+        };
         let brought = Arc::new(brought);
         self.brought.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), Arc::clone(&brought));
         brought
@@ -199,9 +204,9 @@ impl Job<'_> {
         }
         let (mut sent, size) = (0, metadata.len());
         self.progress.begin("importing", size);
-        let changes = vec![format!("LABEL {ARCHIVE}={stamp} {INSTANCE}={}", self.inner.options.instance)];
-        let options =
-            CreateImageOptionsBuilder::default().from_src("-").repo(IMPORTED).tag(&tag).changes(changes).build();
+        let changes = vec![format!("LABEL {ARCHIVE}={stamp}")];
+        // with the tag in the name: Podman does not look at the one beside it
+        let options = CreateImageOptionsBuilder::default().from_src("-").repo(&name).changes(changes).build();
         let mut client = self.client.clone();
         client.set_timeout(std::time::Duration::from_secs(LONG));
         let (send, pieces) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(2);

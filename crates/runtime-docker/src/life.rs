@@ -8,8 +8,7 @@ use std::{
 
 use bollard::{
     Docker,
-    models::{ContainerSummary, ContainerSummaryStateEnum},
-    query_parameters::{CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder},
+    query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder},
 };
 use cloud_sandbox_model::{SandboxId, error::chain};
 use cloud_sandbox_runtime::{Root, RuntimeError, SandboxSpec};
@@ -19,11 +18,13 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     container::{self, INSTANCE, SANDBOX, Wanted},
-    engine::{Facts, Kernel, has_status},
+    engine::has_status,
     events::ENGINE_STOPPED,
+    facts::{Facts, Kernel},
     images,
     runtime::Inner,
     sandbox::{First, REASON_WITHIN, Sandbox, Way},
+    seen::Seen,
     socket::{self, Socket},
     streams::{self, Complaint},
 };
@@ -100,8 +101,9 @@ impl Inner {
             None => container::Way::Streams,
         };
         let (brought, oci_runtime, way) = (&*brought, &*oci_runtime, &way);
-        let wanted =
-            Wanted { id, spec, image, brought, oci_runtime, kernel, way, storage_limit: spec.template.writable_root };
+        let storage_limit = spec.template.writable_root;
+        let dialect = facts.dialect;
+        let wanted = Wanted { id, spec, image, brought, oci_runtime, kernel, way, dialect, storage_limit };
         let client = self.engine.client()?;
         let container = self.create_container(&client, facts, wanted).await?;
         let (agent, complaint) = match socket {
@@ -151,7 +153,7 @@ impl Inner {
                 let driver = &facts.driver;
                 tracing::warn!(driver, %error, "the storage driver has no limits: what is written to a root that is writable is not limited");
                 self.storage_limits.store(false, Ordering::Relaxed);
-            } else if has_status(&error, 409) && !removed {
+            } else if is_name_taken(&error) && !removed {
                 self.remove_old(client, &name).await?;
                 removed = true;
             } else {
@@ -162,17 +164,12 @@ impl Inner {
 
     /// Removes a container of a name that is needed, if it is this server's.
     async fn remove_old(&self, client: &Docker, name: &str) -> Result<(), RuntimeError> {
-        let found = client.inspect_container(name, None).await;
-        let found = match found {
-            Err(error) if has_status(&error, 404) => return Ok(()),
-            found => found.map_err(|error| self.engine.error(format!("look at the container {name}"), error))?,
-        };
-        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
-        if labels.get(INSTANCE) != Some(&self.options.instance) {
+        let Some(found) = self.engine.container(name).await? else { return Ok(()) };
+        if found.labels.get(INSTANCE) != Some(&self.options.instance) {
             let taken = format!("a container of the name {name} is there already, and it is not this server's");
             return Err(RuntimeError::host("create a container", io::Error::other(taken)));
         }
-        self.remove(client, &found.id.unwrap_or_else(|| name.to_owned())).await
+        self.remove(client, &found.id).await
     }
 
     async fn start(
@@ -184,18 +181,13 @@ impl Inner {
     ) -> Result<(), Failure> {
         let started = client.start_container(&sandbox.container, None).await;
         started.map_err(|error| self.engine.error("start a container", error))?;
-        let state = match client.inspect_container(&sandbox.container, None).await {
-            Ok(found) => found.state.unwrap_or_default(),
-            // removed by the daemon, as its first process has ended
-            Err(error) if has_status(&error, 404) => Default::default(),
-            Err(error) => return Err(self.engine.error("look at a container", error).into()),
-        };
+        // there is none where the daemon has removed it, as its first process has ended
+        let seen = self.engine.container(&sandbox.container).await?.unwrap_or_default();
         let ended_at_once = |status: Option<i64>| {
             let printed = complaint.as_ref().map(Complaint::text).unwrap_or_default();
             Failure::EndedAtOnce(ended_at_once(status, &printed))
         };
-        let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
-        let Some(pid) = pid else { return Err(ended_at_once(sandbox.status().or(state.exit_code))) };
+        let Some(pid) = seen.pid else { return Err(ended_at_once(sandbox.status().or(seen.status))) };
         let process = Process::adopt(pid).ok();
         if let Some(process) = &process {
             self.watch(sandbox, process.clone());
@@ -241,6 +233,10 @@ impl Inner {
         }
         self.remove(&client, &sandbox.container).await?;
         sandbox.end(None);
+        if let Way::Socket(socket) = &sandbox.agent {
+            // also where somebody looks at the sandbox for a moment more
+            socket.close();
+        }
         // last, so that a destroy that failed is tried again as a whole
         self.forget(id);
         Ok(())
@@ -272,15 +268,11 @@ impl Inner {
     /// Removes what servers before this one have left.
     pub(crate) async fn remove_strangers(&self) -> Result<Vec<SandboxId>, RuntimeError> {
         let client = self.engine.client()?;
-        let filters = container::filters(&self.options.instance);
-        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let listed = client.list_containers(Some(options)).await;
-        let listed = listed.map_err(|error| self.engine.error("list the containers", error))?;
+        let listed = self.engine.containers(&self.options.instance, true).await?;
         // looked up after they were listed: what was listed and is this server's own was known by then
-        let stranger = |container: ContainerSummary| {
-            let id: SandboxId = container.labels?.get(SANDBOX)?.parse().ok()?;
-            let paused = container.state == Some(ContainerSummaryStateEnum::PAUSED);
-            (!self.knows(id)).then_some((id, container.id?, paused))
+        let stranger = |container: Seen| {
+            let id: SandboxId = container.labels.get(SANDBOX)?.parse().ok()?;
+            (!self.knows(id)).then_some((id, container.id, container.paused))
         };
         let strangers: Vec<_> = listed.into_iter().filter_map(stranger).collect();
         let removal = |(id, container, paused): (SandboxId, String, bool)| {
@@ -310,6 +302,11 @@ impl Inner {
             removed => removed,
         }
     }
+}
+
+/// Whether a container could not be made for its name: Docker's status says so, of Podman it is one like any other.
+fn is_name_taken(error: &bollard::errors::Error) -> bool {
+    has_status(error, 409) || has_status(error, 500) && error.to_string().contains("name is already in use")
 }
 
 /// Why a sandbox could not be made.

@@ -1,6 +1,7 @@
 //! The agent, and the few small files of a sandbox's own, as files that a daemon can bind into containers.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
@@ -38,19 +39,23 @@ pub fn install(folder: &Path, agent: &[u8]) -> io::Result<PathBuf> {
 /// Writes small files that are the same in all sandboxes into `folder`, and gives their places here and inside.
 pub fn write_files(folder: &Path, files: &[(PathBuf, String)]) -> io::Result<Vec<(PathBuf, PathBuf)>> {
     let write = |(inside, content): &(PathBuf, String)| {
-        let name = inside.file_name().unwrap_or_default();
-        let path = folder.join(name);
-        if fs::read_to_string(&path).ok().as_ref() != Some(content) {
-            let mut unfinished = name.to_owned();
-            unfinished.push(format!(".{}", std::process::id()));
-            let unfinished = folder.join(unfinished);
-            fs::write(&unfinished, content)?;
-            fs::set_permissions(&unfinished, Permissions::from_mode(0o444))?;
-            fs::rename(&unfinished, &path)?;
-        }
-        Ok((path, inside.clone()))
+        Ok((write_file(folder, inside.file_name().unwrap_or_default(), content)?, inside.clone()))
     };
     files.iter().map(write).collect()
+}
+
+/// Writes a file that anybody may read into `folder`, unless it is there, and gives its place.
+pub fn write_file(folder: &Path, name: &OsStr, content: &str) -> io::Result<PathBuf> {
+    let path = folder.join(name);
+    if fs::read_to_string(&path).ok().as_deref() != Some(content) {
+        let mut unfinished = name.to_owned();
+        unfinished.push(format!(".{}", std::process::id()));
+        let unfinished = folder.join(unfinished);
+        fs::write(&unfinished, content)?;
+        fs::set_permissions(&unfinished, Permissions::from_mode(0o444))?;
+        fs::rename(&unfinished, &path)?;
+    }
+    Ok(path)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -21,13 +21,17 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     container::{Brought, Common},
-    engine::{Engine, Facts, Kernel},
-    events, images, programs,
+    engine::Engine,
+    events,
+    facts::{Facts, Kernel},
+    images, programs,
     sandbox::{Sandbox, Way},
 };
 
 /// How long the agent of a sandbox that was just made may take to be there.
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
+/// The profile of system calls in the state folder.
+const SECCOMP: &str = "seccomp.json";
 
 /// What a [`DockerRuntime`] can be told.
 pub struct Options {
@@ -60,7 +64,7 @@ pub struct Inner {
     /// what images bring, by their ids
     pub(crate) brought: Mutex<HashMap<String, Arc<Brought>>>,
     /// the storage driver limits what is written; until it has refused to
-    pub(crate) storage_limits: std::sync::atomic::AtomicBool,
+    pub(crate) storage_limits: AtomicBool,
     pub(crate) options: Options,
     common: OnceLock<Common>,
     /// held while that is prepared, since it writes a file
@@ -165,11 +169,15 @@ impl Inner {
         let folder = std::path::absolute(&self.options.state_dir).map_err(host("find the state folder"))?;
         DirBuilder::new().recursive(true).mode(0o711).create(&folder).map_err(host("make the state folder"))?;
         let folder = fs::canonicalize(folder).map_err(host("find the state folder"))?;
+        let files = programs::write_files(&folder, &linux::own_files()).map_err(host("write a sandbox's files"))?;
+        let seccomp = linux::profile().map_err(host("make the profile of system calls"))?;
+        let seccomp_file = programs::write_file(&folder, SECCOMP.as_ref(), &seccomp);
         let common = Common {
             instance: self.options.instance.clone(),
             agent: programs::install(&folder, self.options.agent).map_err(host("write the agent's program"))?,
-            files: programs::write_files(&folder, &linux::own_files()).map_err(host("write a sandbox's files"))?,
-            seccomp: linux::profile().map_err(host("make the profile of system calls"))?,
+            files,
+            seccomp,
+            seccomp_file: seccomp_file.map_err(host("write the profile of system calls"))?,
             selinux: facts.selinux,
         };
         Ok(self.common.get_or_init(|| common))

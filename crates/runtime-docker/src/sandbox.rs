@@ -10,7 +10,7 @@ use cloud_sandbox_runtime::{End, multiplex::Streams};
 use cloud_sandbox_runtime_linux::Process;
 use tokio::sync::watch;
 
-use crate::{engine::Kernel, socket::Socket, streams};
+use crate::{facts::Kernel, socket::Socket, streams};
 
 /// The exit status of what was ended by SIGKILL.
 pub const KILLED: i64 = 137;

@@ -83,12 +83,17 @@ impl Socket {
         let mut waiting = self.waiting.lock().await;
         waiting.recv().await.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
+
+    /// Removes it; nobody can connect any more.
+    pub fn close(&self) {
+        self.accepting.abort();
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.accepting.abort();
-        let _ = fs::remove_file(&self.path);
+        self.close();
     }
 }
 
