@@ -53,7 +53,7 @@ stop: ## stop what run-all started
 TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 
 .PHONY: test
-test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,vm leaves out parts)
+test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,podman,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
 	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
 	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
@@ -121,7 +121,7 @@ bench: setup build ## measure speed and write docs/benchmarks.md
 
 .PHONY: bench-docker
 bench-docker: setup build ## measure containers beside the daemon's own tools and write that section of docs/benchmarks.md
-	@tests/setup/docker.py python3 tests/bench/docker.py --binary bin/cloud-sandbox --output docs/benchmarks.md
+	@CLOUD_SANDBOX_TEST_SKIP=podman tests/setup/docker.py python3 tests/bench/docker.py --binary bin/cloud-sandbox --output docs/benchmarks.md
 
 .PHONY: bench-sdk
 bench-sdk: build $(VENV)/.sdk ## measure the Python SDK and write its section of docs/benchmarks.md

@@ -20,23 +20,27 @@ use crate::{
 const RUNTIMES: [&str; 2] = ["docker+runc", "docker+runsc"];
 
 /// A server of both runtimes with the engine of the tests.
-struct World {
-    server: Server,
-    docker: Docker,
-    admin: Api,
-    ada: Api,
+pub struct World {
+    pub server: Server,
+    pub docker: Docker,
+    pub admin: Api,
+    pub ada: Api,
 }
 
 impl World {
     async fn start() -> Self {
-        let docker = Docker::of_this_run();
+        Self::with(Docker::of_this_run()).await
+    }
+
+    /// The same with another engine.
+    pub async fn with(docker: Docker) -> Self {
         let server = Server::with(&settings(&docker.url, "linux,docker", &docker.image)).await;
         let (admin, ada) = (server.admin(), server.user("ada").await);
         Self { server, docker, admin, ada }
     }
 
     /// Makes a template of an image for a runtime, and waits until it is ready or has failed.
-    async fn template(&self, name: &str, image: &str, runtimes: &[&str], more: Value) -> Value {
+    pub async fn template(&self, name: &str, image: &str, runtimes: &[&str], more: Value) -> Value {
         let mut wanted = json!({"name": name, "runtimes": runtimes});
         wanted["source"] = json!({"docker_image": {"image": image, "pull": "never"}});
         wanted.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -45,18 +49,18 @@ impl World {
         settled(&self.admin, name).await
     }
 
-    async fn acquire(&self, template: &str) -> String {
+    pub async fn acquire(&self, template: &str) -> String {
         self.ada.acquire_with(json!({"template": template})).await
     }
 
     /// The container of a sandbox.
-    fn container(&self, sandbox: &str) -> String {
+    pub fn container(&self, sandbox: &str) -> String {
         let mut names = self.docker.containers().into_iter().filter(|name| name.contains(sandbox));
         names.next().expect("a sandbox in a container has one")
     }
 }
 
-fn settings<'a>(host: &'a str, runtimes: &'a str, image: &'a str) -> [(&'a str, &'a str); 4] {
+pub fn settings<'a>(host: &'a str, runtimes: &'a str, image: &'a str) -> [(&'a str, &'a str); 4] {
     [("DOCKER_HOST", host), ("SANDBOX_RUNTIMES", runtimes), ("SANDBOX_IMAGE", image), ("POOL_MIN_SIZE", "0")]
 }
 

@@ -25,6 +25,7 @@ mod isolation;
 mod left_out;
 mod lifecycle;
 mod limits;
+mod podman;
 mod postgres;
 #[path = "../setup/postgres.rs"]
 mod postgres_server;

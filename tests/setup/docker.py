@@ -7,6 +7,7 @@ it by CLOUD_SANDBOX_TEST_DOCKER, and the images by the variables of `variables()
 program, nothing of the engine is left; what a killed one left is removed by the next.
 
 CLOUD_SANDBOX_TEST_SKIP=docker runs the command without. A command that is beside such an engine already gets no second.
+Either way it is run beneath `podman.py`, which gives it a Podman service too.
 """
 
 import fcntl
@@ -193,8 +194,10 @@ def sweep() -> None:
 
 def remove(folder: Path) -> None:
     """Ends what still runs in a folder or in its cgroup, unmounts what is mounted there, and removes both."""
-    cgroups = [path for path in Path("/sys/fs/cgroup").glob(f"*/{folder.name}")]
-    cgroups += [path for path in [Path("/sys/fs/cgroup") / folder.name] if path.exists()]
+    # the engine's, and those that Podman has for each container
+    names = [folder.name, *(f"libpod_parent/libpod-{path.name}" for path in folder.glob("root/overlay-containers/*"))]
+    hierarchies = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+    cgroups = [path for name in names for path in (hierarchy / name for hierarchy in hierarchies) if path.is_dir()]
     start = time.monotonic()
     for cgroup in cgroups:
         thaw(cgroup)
@@ -275,6 +278,11 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def is_skipped(part: str) -> bool:
+    """Whether whoever runs the tests has asked to leave out a part."""
+    return part in (name.strip() for name in os.environ.get("CLOUD_SANDBOX_TEST_SKIP", "").split(","))
+
+
 def interrupted(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
@@ -284,8 +292,8 @@ def main() -> int:
     if not command:
         print("usage: docker.py COMMAND [ARGUMENT...]", file=sys.stderr)
         return 2
-    skipped = os.environ.get("CLOUD_SANDBOX_TEST_SKIP", "").split(",")
-    if "docker" in (name.strip() for name in skipped) or "CLOUD_SANDBOX_TEST_DOCKER" in os.environ:
+    command.insert(0, str(Path(__file__).resolve().with_name("podman.py")))
+    if is_skipped("docker") or "CLOUD_SANDBOX_TEST_DOCKER" in os.environ:
         os.execvp(command[0], command)
     if os.geteuid() != 0:
         print("docker: an engine needs root; CLOUD_SANDBOX_TEST_SKIP=docker leaves its tests out", file=sys.stderr)

@@ -8,7 +8,7 @@ use serde_json::Value;
 mod engine;
 
 pub use self::engine::left_out;
-use self::engine::variable;
+use self::engine::{is_left_out, variable};
 
 /// Where the engine and what it has is found.
 #[derive(Debug, Clone)]
@@ -25,6 +25,11 @@ pub struct Docker {
     pub rootfs: PathBuf,
 }
 
+/// Whether whoever runs the tests has asked to leave out what needs Podman.
+pub fn podman_left_out() -> bool {
+    is_left_out("podman")
+}
+
 impl Docker {
     /// The engine of this run. A test that has no engine fails, and says how it gets one.
     pub fn of_this_run() -> Self {
@@ -34,6 +39,18 @@ impl Docker {
             bare_image: variable("IMAGE_BARE"),
             foreign_image: variable("IMAGE_FOREIGN"),
             rootfs: variable("ROOTFS").into(),
+        }
+    }
+
+    /// The Podman service of this run, which has the small images alone.
+    pub fn podman_of_this_run() -> Self {
+        let bare_image = variable("IMAGE_BARE");
+        Self {
+            url: variable("PODMAN"),
+            image: bare_image.clone(),
+            bare_image,
+            foreign_image: variable("IMAGE_FOREIGN"),
+            rootfs: PathBuf::new(),
         }
     }
 

@@ -1,11 +1,16 @@
-//! How tests find the Docker Engine that `tests/setup/docker.py` starts.
+//! How tests find the engines that `tests/setup/docker.py` starts.
 
 /// Whether whoever runs the tests has asked to leave out what needs Docker.
 pub fn left_out() -> bool {
+    is_left_out("docker")
+}
+
+/// The same of a part by its name.
+pub fn is_left_out(part: &str) -> bool {
     let skipped = std::env::var("CLOUD_SANDBOX_TEST_SKIP").unwrap_or_default();
-    let skipped = skipped.split(',').any(|name| name.trim() == "docker");
+    let skipped = skipped.split(',').any(|name| name.trim() == part);
     if skipped {
-        eprintln!("skipped: CLOUD_SANDBOX_TEST_SKIP names docker");
+        eprintln!("skipped: CLOUD_SANDBOX_TEST_SKIP names {part}");
     }
     skipped
 }
@@ -16,7 +21,7 @@ pub fn variable(name: &str) -> String {
     std::env::var(&name).unwrap_or_else(|_| {
         panic!(
             "{name} is not set: run this as `tests/setup/docker.py cargo nextest run …`, which starts a Docker Engine \
-             (CLOUD_SANDBOX_TEST_SKIP=docker leaves out what needs one)"
+             and Podman (CLOUD_SANDBOX_TEST_SKIP=docker,podman leaves out what needs them)"
         )
     })
 }

@@ -43,6 +43,12 @@ if wants docker; then
     ! lacks "$program" || missing+=("${engine[$program]}")
   done
 fi
+# for `tests/setup/podman.py`
+if wants podman; then
+  for program in podman runc; do
+    ! lacks "$program" || missing+=("$program")
+  done
+fi
 if wants registry && lacks docker-registry; then missing+=(docker-registry); fi
 
 # the virtual machine's kernel comes from apt, which knows no packages on a machine that was never updated

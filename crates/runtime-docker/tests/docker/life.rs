@@ -1,7 +1,7 @@
 //! How sandboxes are made, what they are given, and how they end.
 
 use cloud_sandbox_proto::agent::v1::ProveWallsRequest;
-use cloud_sandbox_runtime::{End, Runtime, RuntimeError, conformance};
+use cloud_sandbox_runtime::{End, Prepared, Runtime, RuntimeError, conformance};
 use tokio::time::timeout;
 
 use crate::{
@@ -31,9 +31,8 @@ async fn gvisor_conforms() {
     rig.assert_nothing_is_left();
 }
 
-async fn walls_hold(runtime: &str) {
-    let rig = Rig::new();
-    let template = rig.prepared(runtime).await;
+/// The walls that a runtime claims hold against an agent inside; they are given.
+pub async fn walls_hold(rig: &Rig, template: Prepared) -> Vec<&'static str> {
     let claimed = rig.runtime.walls(&template);
     let id = rig.create_of(template, cloud_sandbox_model::Limits::DEFAULT).await;
     let line = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
@@ -50,6 +49,7 @@ async fn walls_hold(runtime: &str) {
     }
     assert!(claimed.len() >= 5, "{claimed:?}");
     rig.runtime.destroy(id).await.unwrap();
+    claimed
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,7 +57,8 @@ async fn walls_of_runc_hold_from_inside() {
     if left_out() {
         return;
     }
-    walls_hold("docker+runc").await;
+    let rig = Rig::new();
+    walls_hold(&rig, rig.prepared("docker+runc").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +66,8 @@ async fn walls_of_gvisor_hold_from_inside() {
     if left_out() {
         return;
     }
-    walls_hold("docker+runsc").await;
+    let rig = Rig::new();
+    walls_hold(&rig, rig.prepared("docker+runsc").await).await;
 }
 
 async fn ends_by(act: impl Fn(&str)) -> End {

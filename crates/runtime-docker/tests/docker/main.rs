@@ -5,6 +5,7 @@ mod engine;
 mod images;
 mod inside;
 mod life;
+mod podman;
 mod rig;
 #[allow(dead_code, reason = "other crates use the rest of it")]
 #[path = "../../../../tests/setup/docker.rs"]

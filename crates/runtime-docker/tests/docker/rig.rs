@@ -142,7 +142,12 @@ impl Rig {
 
     /// Runs a shell line in a sandbox: how it ended, and what it printed.
     pub async fn run(&self, id: SandboxId, line: &str) -> (i32, String) {
-        let argv = ["/bin/sh", "-c", line].map(str::to_owned).into();
+        self.run_program(id, &["/bin/sh", "-c", line]).await
+    }
+
+    /// The same of a program with its arguments.
+    pub async fn run_program(&self, id: SandboxId, argv: &[&str]) -> (i32, String) {
+        let argv: Vec<_> = argv.iter().map(|&argument| argument.to_owned()).collect();
         let env = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
         let start = Start { argv, env, cwd: "/".into(), ..Start::default() };
         let requests = [Input::Start(start), Input::CloseStdin(CloseStdin {})];
@@ -160,7 +165,7 @@ impl Rig {
                 Event::Started(_) | Event::Control(_) => {}
             }
         }
-        panic!("{line}: it has not ended")
+        panic!("it has not ended")
     }
 
     /// The containers of this data folder, in whatever state, by their sandboxes.
