@@ -8,10 +8,13 @@ mod chaos;
 mod command_line;
 mod containers;
 mod contexts;
+mod daemon;
 #[path = "../setup/docker.rs"]
 mod docker;
 mod egress;
 mod endurance;
+#[path = "../setup/engine.rs"]
+mod engine;
 mod execute;
 mod executions;
 mod figures;

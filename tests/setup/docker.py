@@ -46,7 +46,9 @@ class Failed(Exception):
 class Engine:
     """A running engine, in a folder that goes with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: dict[str, object] | None = None) -> None:
+        """One with settings of its own, beside those that keep it apart from others."""
+        self.settings = settings or {}
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS))
         # an ordinary user may try the socket, and be refused
         self.folder.chmod(0o711)
@@ -76,10 +78,14 @@ class Engine:
             "cgroup-parent": f"/{self.folder.name}",
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "shutdown-timeout": 5,
+            **self.settings,
         }
         (self.folder / "daemon.json").write_text(json.dumps(settings))
         self.spawn("containerd", "--config", str(self.folder / "containerd.toml"))
         self.wait(containerd.exists)
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
         self.spawn("dockerd", "--config-file", str(self.folder / "daemon.json"))
         self.wait(self.answers)
 
@@ -88,7 +94,7 @@ class Engine:
         # engine to `stop`. And with nothing of whoever runs the tests: no proxy, no registry's credentials.
         command = ["setpriv", "--pdeathsig", "TERM", "--", program, *arguments]
         environment = {"PATH": PATH, "HOME": str(self.folder), "TMPDIR": str(self.folder)}
-        with (self.folder / f"{program}.log").open("wb") as log:
+        with (self.folder / f"{program}.log").open("ab") as log:
             daemon = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )

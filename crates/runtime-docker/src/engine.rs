@@ -7,6 +7,7 @@ use std::{
     env, fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bollard::{
@@ -111,6 +112,12 @@ impl Engine {
         let facts = Arc::new(Facts::of(info)?);
         *self.known() = Known { facts: Some(Arc::clone(&facts)), stale: false };
         Ok(facts)
+    }
+
+    /// Whether it answers within so long.
+    pub async fn answers(&self, within: Duration) -> bool {
+        let Ok(client) = self.client() else { return false };
+        tokio::time::timeout(within, client.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 
     /// What it said last.

@@ -1,0 +1,229 @@
+//! A Docker Engine that is restarted in the middle: stopped as a service manager does it, and killed.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::{
+    docker::left_out,
+    engine::OwnEngine,
+    harness::{Api, Server, reason},
+};
+
+/// Warm sandboxes.
+const WARM: usize = 2;
+/// What an execution is that goes on for longer than any test.
+const SLEEP: [&str; 3] = ["/busybox", "sleep", "1000"];
+
+/// A server, and an engine of its own.
+struct World {
+    engine: OwnEngine,
+    server: Server,
+    ada: Api,
+}
+
+impl World {
+    async fn start(daemon: Value) -> Self {
+        let engine = OwnEngine::start(&daemon);
+        let settings = [
+            ("DOCKER_HOST", engine.docker.url.as_str()),
+            ("SANDBOX_RUNTIMES", "linux,docker"),
+            ("SANDBOX_IMAGE", &engine.docker.image),
+            ("DEFAULT_TEMPLATE", "docker"),
+            ("POOL_MIN_SIZE", &WARM.to_string()),
+        ];
+        let server = Server::with(&settings).await;
+        let ada = server.user("ada").await;
+        let world = Self { engine, server, ada };
+        world.until_full().await;
+        let left = world.engine.left();
+        assert!(left.iter().any(|path| path.ends_with("/merged")), "it is seen what there is: {left:?}");
+        world
+    }
+
+    /// Waits until there are as many warm sandboxes as there are to be.
+    async fn until_full(&self) {
+        patiently("the pool is full", || async { self.ready().await == WARM }).await;
+    }
+
+    async fn ready(&self) -> usize {
+        let metrics = self.ada.get("/metrics").await.1;
+        let text = metrics.as_str().unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("cloud_sandbox_pool_sandboxes{state=\"ready\"} "));
+        line.and_then(|count| count.parse().ok()).unwrap_or_default()
+    }
+
+    /// Starts a program in a sandbox, and returns when it runs. What comes of the call is in the handle.
+    async fn begin(&self, id: &str) -> JoinHandle<(u16, Value)> {
+        let (ada, sandbox) = (self.ada.clone(), id.to_owned());
+        let call = async move { ada.post("/api/v1/execute", json!({"sandbox_id": sandbox, "argv": SLEEP})).await };
+        let running = tokio::spawn(call);
+        patiently("it runs", || async { self.run(id, json!(["/busybox", "ps"])).await.contains("sleep 1000") }).await;
+        running
+    }
+
+    async fn run(&self, id: &str, argv: Value) -> String {
+        self.ada.execute(id, json!({"argv": argv})).await["stdout"].as_str().unwrap().to_owned()
+    }
+
+    /// A sandbox on gVisor.
+    async fn acquire_gvisor(&self) -> String {
+        let image = json!({"image": self.engine.docker.image, "pull": "never"});
+        let wanted = json!({"name": "gvisor", "runtimes": ["docker+runsc"], "source": {"docker_image": image}});
+        let (status, answer) = self.server.admin().post("/api/v1/templates", wanted).await;
+        assert_eq!(status, 200, "{answer}");
+        patiently("the template is ready", || async {
+            self.ada.get("/api/v1/templates/gvisor").await.1["state"] == "ready"
+        })
+        .await;
+        self.ada.acquire_with(json!({"template": "gvisor"})).await
+    }
+
+    /// Acquires until there is no warm sandbox any more, and gives the refusal.
+    async fn refusal(&self) -> Value {
+        let start = Instant::now();
+        loop {
+            let (status, answer) = self.ada.post("/api/v1/sandbox/acquire", json!({})).await;
+            if status != 200 {
+                let refused = (status, reason(&answer));
+                assert!([(503, "RUNTIME_UNAVAILABLE"), (400, "TEMPLATE_FAILED")].contains(&refused), "{answer}");
+                return answer;
+            }
+            assert!(start.elapsed() < SOON, "{answer}");
+        }
+    }
+
+    /// What is refused and what goes on while there is no daemon.
+    async fn assert_away(&self) {
+        let answer = self.refusal().await.to_string();
+        assert!(answer.contains(self.engine.socket()), "{answer}");
+        let native = self.ada.acquire_with(json!({"template": "host"})).await;
+        assert_eq!(self.ada.shell(&native, "echo fine").await, "fine\n", "the other runtime works");
+        self.ada.release(&native).await;
+    }
+
+    /// What goes by itself once there is a daemon again.
+    async fn assert_back(&self) {
+        patiently("sandboxes can be made again", || async {
+            let (status, sandbox) = self.ada.post("/api/v1/sandbox/acquire", json!({})).await;
+            if status != 200 {
+                return false;
+            }
+            let id = sandbox["sandbox_id"].as_str().unwrap();
+            assert_eq!(self.run(id, json!(["/busybox", "echo", "fine"])).await, "fine\n");
+            let container = format!("/containers/cloud-sandbox-{id}");
+            for (what, state) in [("pause", "paused"), ("unpause", "acquired")] {
+                self.engine.docker.told("POST", &format!("{container}/{what}"));
+                let path = format!("/api/v1/sandbox/{id}");
+                patiently("events are followed", || async { self.ada.get(&path).await.1["state"] == state }).await;
+            }
+            self.ada.release(id).await;
+            true
+        })
+        .await;
+        self.until_full().await;
+    }
+
+    /// Stops the server, after which nothing is left of any sandbox.
+    async fn stop(mut self) {
+        self.server.signal("TERM");
+        assert!(self.server.wait().success(), "{}", self.server.log());
+        assert_eq!(self.engine.docker.containers(), Vec::<String>::new());
+        patiently("no cgroup and no mount is left", || async { self.engine.left().is_empty() }).await;
+        let sockets = std::fs::read_dir(self.server.data_dir.join("run/sockets")).unwrap();
+        assert_eq!(sockets.count(), 0);
+    }
+}
+
+/// How long anything may take on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+
+async fn patiently<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < SOON, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A call that was under way, and later ones, are told that the sandbox is gone with its daemon.
+async fn assert_gone_with_daemon(world: &World, id: &str, running: JoinHandle<(u16, Value)>) {
+    let (status, answer) = tokio::time::timeout(SOON, running).await.unwrap().unwrap();
+    assert_eq!((status, reason(&answer)), (404, "SANDBOX_GONE"), "{answer}");
+    assert!(answer.to_string().contains("it ended while its Docker Engine was stopped or did not answer"), "{answer}");
+    let (status, answer) = world.ada.post("/api/v1/execute", json!({"sandbox_id": id, "argv": SLEEP})).await;
+    assert_eq!((status, reason(&answer)), (404, "SANDBOX_GONE"), "{answer}");
+}
+
+/// A session of a checkpoint, and of work since.
+async fn session(world: &World) -> String {
+    let (status, session) = world.ada.post("/api/v1/sessions", json!({})).await;
+    assert_eq!(status, 200, "{session}");
+    let path = format!("/api/v1/sessions/{}", session["session_id"].as_str().unwrap());
+    let put = json!({"session_id": session["session_id"], "path": "/workspace/note", "content": "kept\n"});
+    let (status, answer) = world.ada.put("/api/v1/files", put).await;
+    assert_eq!(status, 200, "{answer}");
+    for (what, body) in [("pause", json!({"depth": "checkpointed"})), ("resume", json!({}))] {
+        let (status, answer) = world.ada.post(&format!("{path}/{what}"), body).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+    path
+}
+
+#[tokio::test]
+async fn daemon_that_is_stopped_takes_its_sandboxes_along_and_all_goes_on_with_the_next() {
+    if left_out() {
+        return;
+    }
+    let mut world = World::start(json!({})).await;
+    let (runc, gvisor) = (world.ada.acquire().await, world.acquire_gvisor().await);
+    let running = [world.begin(&runc).await, world.begin(&gvisor).await];
+    let session = session(&world).await;
+    world.engine.tell("stop");
+    for (id, running) in [&runc, &gvisor].into_iter().zip(running) {
+        assert_gone_with_daemon(&world, id, running).await;
+    }
+    world.assert_away().await;
+    world.engine.tell("start");
+    world.assert_back().await;
+    patiently("the session says so", || async { world.ada.get(&session).await.1["state"] == "failed" }).await;
+    let (status, resumed) = world.ada.post(&format!("{session}/resume"), json!({})).await;
+    assert_eq!((status, &resumed["state"]), (200, &json!("running")), "{resumed}");
+    let id = resumed["sandbox_id"].as_str().unwrap();
+    assert_eq!(world.run(id, json!(["/busybox", "cat", "/workspace/note"])).await, "kept\n");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn daemon_that_is_killed_takes_its_sandboxes_along_when_it_is_back() {
+    if left_out() {
+        return;
+    }
+    let mut world = World::start(json!({})).await;
+    let (runc, released) = (world.ada.acquire().await, world.ada.acquire().await);
+    let gvisor = world.acquire_gvisor().await;
+    let (lives, gone) = (world.begin(&runc).await, world.begin(&gvisor).await);
+    world.begin(&released).await;
+    let container =
+        world.engine.docker.told("GET", &format!("/containers/cloud-sandbox-{released}/json"))["Id"].clone();
+    assert!(world.engine.processes(&container) > 1);
+    world.engine.tell("kill");
+    // its streams were the daemon's
+    assert_gone_with_daemon(&world, &gvisor, gone).await;
+    assert_eq!(
+        world.run(&runc, json!(["/busybox", "echo", "fine"])).await,
+        "fine\n",
+        "its agent is at its node's socket"
+    );
+    let ada = world.ada.clone();
+    let releasing = tokio::spawn(async move { ada.release(&released).await });
+    world.assert_away().await;
+    patiently("what a released one runs ends at once", || async { world.engine.processes(&container) == 0 }).await;
+    assert!(!releasing.is_finished(), "its container is there");
+    world.engine.tell("start");
+    assert_gone_with_daemon(&world, &runc, lives).await;
+    releasing.await.unwrap();
+    world.assert_back().await;
+    world.stop().await;
+}
