@@ -31,6 +31,7 @@ import images
 # on disk, where /tmp may be memory, and short, as paths of sockets must be
 FOLDERS = Path("/var/tmp")
 PREFIX = "engine-of-cloud-sandbox-"
+LOCK = "lock"
 START_WITHIN = 60.0
 STOP_WITHIN = 20.0
 # Debian's runsc takes every network namespace for the host's on new kernels, and refuses it: it must not look.
@@ -53,6 +54,7 @@ class Engine:
         # an ordinary user may try the socket, and be refused
         self.folder.chmod(0o711)
         # held as long as this program lives: see `sweep`
+        (self.folder / LOCK).touch()
         self.lock = lock(self.folder)
         self.socket = self.folder / "docker.sock"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -172,7 +174,7 @@ class Engine:
 
 def lock(folder: Path) -> IO[str]:
     """Takes the lock of a folder, or fails with a BlockingIOError. It is given back when the file is closed."""
-    file = (folder / "lock").open("w")
+    file = (folder / LOCK).open()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -219,6 +221,12 @@ def remove(folder: Path) -> None:
     # the latest first: they may lie in one another
     for mount in reversed(mounts_below(folder)):
         subprocess.run(["umount", "--lazy", mount], check=True)
+    # the lock last, so that nobody else removes it meanwhile
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
     shutil.rmtree(folder)
 
 

@@ -34,8 +34,6 @@ const AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Events are asked for from a little before the last one, so that none of the same moment is missed.
 const OVERLAP: Duration = Duration::from_millis(1);
 
-/// How long a daemon may take to say that it is still there.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What became of a sandbox.
 pub const ENGINE_AWAY: &str = "ended while its Docker Engine was stopped or did not answer";
@@ -162,7 +160,7 @@ fn exited(inner: &Arc<Inner>, sandbox: Arc<Sandbox>, status: i64, missed: bool) 
     let Some(reason) = sandbox.exited(status) else { return sandbox.end(None) };
     let inner = Arc::clone(inner);
     tokio::spawn(async move {
-        let away = missed || !inner.engine.answers(ANSWERS_WITHIN).await;
+        let away = missed || inner.engine.is_away().await;
         sandbox.end(Some(reason.told(away)));
     });
 }
@@ -186,7 +184,8 @@ fn check_frozen(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>, frozen: bool) {
 async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     let Some(inner) = runtime.upgrade() else { return Ok(()) };
     // what is being started is not listed yet
-    let known: Vec<_> = inner.all().into_iter().filter(|sandbox| sandbox.first.get().is_some()).collect();
+    let there = |sandbox: &Arc<Sandbox>| sandbox.first.get().is_some() && !sandbox.has_ended();
+    let known: Vec<_> = inner.all().into_iter().filter(there).collect();
     let options = ListContainersOptionsBuilder::default().filters(&container::filters(&inner.options.instance)).build();
     let listed = inner.engine.client()?.list_containers(Some(options)).await;
     let listed = listed.map_err(|error| inner.engine.error("list the containers", error))?;
@@ -208,12 +207,14 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     }
     drop(inner);
     let living: HashSet<_> = listed.iter().filter_map(|container| container.id.as_deref()).collect();
-    let gone: Vec<_> = known.iter().filter(|sandbox| !living.contains(&*sandbox.container)).collect();
+    let gone = known.into_iter().filter(|sandbox| !living.contains(&*sandbox.container));
+    // not kept from being destroyed as a whole meanwhile
+    let gone: Vec<_> = gone.map(|sandbox| Arc::downgrade(&sandbox)).collect();
     if !gone.is_empty() {
         // events of what has happened meanwhile say it better
         sleep(REASON_WITHIN).await;
     }
-    for sandbox in gone {
+    for sandbox in gone.iter().filter_map(Weak::upgrade) {
         sandbox.end(Some(if again { ENGINE_AWAY } else { REMOVED }.into()));
     }
     Ok(())
