@@ -1,6 +1,11 @@
-//! A Docker Engine that is restarted in the middle: stopped as a service manager does it, and killed.
+//! A Docker Engine of the test's own: one that is restarted in the middle, stopped as a service manager does it, and killed; and
+//! one that gives containers ids that nobody has on the host.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -8,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::{
     docker::left_out,
     engine::OwnEngine,
-    harness::{Api, Server, reason},
+    harness::{Api, Server, command, reason},
 };
 
 /// Warm sandboxes.
@@ -18,8 +23,9 @@ const SLEEP: [&str; 3] = ["/busybox", "sleep", "1000"];
 
 /// A server, and an engine of its own.
 struct World {
-    engine: OwnEngine,
+    // goes first, as it needs the other for that
     server: Server,
+    engine: OwnEngine,
     ada: Api,
 }
 
@@ -35,10 +41,8 @@ impl World {
         ];
         let server = Server::with(&settings).await;
         let ada = server.user("ada").await;
-        let world = Self { engine, server, ada };
+        let world = Self { server, engine, ada };
         world.until_full().await;
-        let left = world.engine.left();
-        assert!(left.iter().any(|path| path.ends_with("/merged")), "it is seen what there is: {left:?}");
         world
     }
 
@@ -69,6 +73,12 @@ impl World {
 
     /// A sandbox on gVisor.
     async fn acquire_gvisor(&self) -> String {
+        self.gvisor().await;
+        self.ada.acquire_with(json!({"template": "gvisor"})).await
+    }
+
+    /// Makes the template of such sandboxes.
+    async fn gvisor(&self) {
         let image = json!({"image": self.engine.docker.image, "pull": "never"});
         let wanted = json!({"name": "gvisor", "runtimes": ["docker+runsc"], "source": {"docker_image": image}});
         let (status, answer) = self.server.admin().post("/api/v1/templates", wanted).await;
@@ -77,7 +87,6 @@ impl World {
             self.ada.get("/api/v1/templates/gvisor").await.1["state"] == "ready"
         })
         .await;
-        self.ada.acquire_with(json!({"template": "gvisor"})).await
     }
 
     /// Acquires until there is no warm sandbox any more, and gives the refusal.
@@ -125,13 +134,18 @@ impl World {
         self.until_full().await;
     }
 
-    /// Stops the server, after which nothing is left of any sandbox.
-    async fn stop(mut self) {
+    /// Stops the server, after which nothing is left of any sandbox on the host.
+    async fn stop_leaving_nothing(mut self) {
+        self.stop().await;
+        patiently("no cgroup and no mount is left", || async { self.engine.left().is_empty() }).await;
+    }
+
+    /// Stops the server, after which no container is left.
+    async fn stop(&mut self) {
         self.server.signal("TERM");
         assert!(self.server.wait().success(), "{}", self.server.log());
         assert_eq!(self.engine.docker.containers(), Vec::<String>::new());
-        patiently("no cgroup and no mount is left", || async { self.engine.left().is_empty() }).await;
-        let sockets = std::fs::read_dir(self.server.data_dir.join("run/sockets")).unwrap();
+        let sockets = fs::read_dir(self.server.data_dir.join("run/sockets")).unwrap();
         assert_eq!(sockets.count(), 0);
     }
 }
@@ -177,6 +191,7 @@ async fn daemon_that_is_stopped_takes_its_sandboxes_along_and_all_goes_on_with_t
         return;
     }
     let mut world = World::start(json!({})).await;
+    assert!(world.engine.left().iter().any(|path| path.ends_with("/merged")), "what there is is seen");
     let (runc, gvisor) = (world.ada.acquire().await, world.acquire_gvisor().await);
     let running = [world.begin(&runc).await, world.begin(&gvisor).await];
     let session = session(&world).await;
@@ -192,7 +207,7 @@ async fn daemon_that_is_stopped_takes_its_sandboxes_along_and_all_goes_on_with_t
     assert_eq!((status, &resumed["state"]), (200, &json!("running")), "{resumed}");
     let id = resumed["sandbox_id"].as_str().unwrap();
     assert_eq!(world.run(id, json!(["/busybox", "cat", "/workspace/note"])).await, "kept\n");
-    world.stop().await;
+    world.stop_leaving_nothing().await;
 }
 
 #[tokio::test]
@@ -201,6 +216,7 @@ async fn daemon_that_is_killed_takes_its_sandboxes_along_when_it_is_back() {
         return;
     }
     let mut world = World::start(json!({})).await;
+    assert!(world.engine.left().iter().any(|path| path.ends_with("/merged")), "what there is is seen");
     let (runc, released) = (world.ada.acquire().await, world.ada.acquire().await);
     let gvisor = world.acquire_gvisor().await;
     let (lives, gone) = (world.begin(&runc).await, world.begin(&gvisor).await);
@@ -225,5 +241,44 @@ async fn daemon_that_is_killed_takes_its_sandboxes_along_when_it_is_back() {
     assert_gone_with_daemon(&world, &runc, lives).await;
     releasing.await.unwrap();
     world.assert_back().await;
+    world.stop_leaving_nothing().await;
+}
+
+#[tokio::test]
+async fn daemon_that_maps_ids_has_sandboxes_whose_root_is_nobody() {
+    if left_out() {
+        return;
+    }
+    // the first of so many ids, see engine.py
+    let (first, user) = (500_000, 501_000);
+    let mut world = World::start(json!({"userns-remap": "65534:65534"})).await;
+    let doctor = command(&["doctor"]).env("DOCKER_HOST", &world.engine.docker.url).output().unwrap();
+    let rows = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(rows.contains("a user namespace: root inside is nobody outside"), "{rows}");
+    world.gvisor().await;
+    let gvisor = json!({"template": "gvisor"});
+    let (status, answer) = world.ada.post("/api/v1/sandbox/acquire", gvisor.clone()).await;
+    assert_eq!((status, reason(&answer)), (400, "UNSUPPORTED_BY_HOST"), "{answer}");
+    assert!(answer.to_string().contains("must be let through to the data folder"), "{answer}");
+    for closed in [world.server.data_dir.as_path(), world.server.data_dir.parent().unwrap()] {
+        fs::set_permissions(closed, fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    for id in [world.ada.acquire().await, world.ada.acquire_with(gvisor).await] {
+        let put = json!({"sandbox_id": id, "path": "/workspace/note", "content": "kept\n"});
+        assert_eq!(world.ada.put("/api/v1/files", put).await.0, 200);
+        let stat = json!(["/busybox", "stat", "-c", "%u %a", "/workspace/note", "/workspace"]);
+        assert_eq!(world.run(&id, stat).await, "1000 644\n1000 755\n");
+        let running = world.begin(&id).await;
+        let container = &world.engine.docker.told("GET", &format!("/containers/cloud-sandbox-{id}/json"));
+        if container["HostConfig"]["Runtime"] == "runc" {
+            let first_process = format!("/proc/{}", container["State"]["Pid"]);
+            let mapped = fs::read_to_string(format!("{first_process}/uid_map")).unwrap();
+            assert!(mapped.split_whitespace().nth(1) == Some(&first.to_string()), "{mapped}");
+            assert_eq!(fs::metadata(&first_process).unwrap().uid(), user, "as the host sees it");
+        }
+        world.ada.release(&id).await;
+        assert_eq!(running.await.unwrap().0, 404);
+    }
+    // the OCI runtime leaves a cgroup of what it could not start
     world.stop().await;
 }

@@ -10,7 +10,9 @@ readonly MEMORY=$((64 * 1024 * 1024)) PIDS=24
 readonly CONTAINERS=$ROOT/docker
 
 # Asks the daemon: METHOD PATH [CURL'S ARGUMENT...]
-engine() { curl --silent --show-error --fail --unix-socket "$SOCKET" --request "$1" "${@:3}" "http://docker$2"; }
+engine() {
+  curl --silent --show-error --fail --max-time 60 --unix-socket "$SOCKET" --request "$1" "${@:3}" "http://docker$2"
+}
 
 # Calls METHOD PATH [BODY] as the user of the checks, and prints the answer, also one that is an error.
 call() {

@@ -34,7 +34,6 @@ const AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Events are asked for from a little before the last one, so that none of the same moment is missed.
 const OVERLAP: Duration = Duration::from_millis(1);
 
-
 /// What became of a sandbox.
 pub const ENGINE_AWAY: &str = "ended while its Docker Engine was stopped or did not answer";
 const REMOVED: &str = "was removed from outside";

@@ -185,7 +185,7 @@ impl Inner {
         complaint: Option<Complaint>,
     ) -> Result<(), Failure> {
         let started = client.start_container(&sandbox.container, None).await;
-        started.map_err(|error| self.engine.error("start a container", error))?;
+        started.map_err(|error| self.not_started(sandbox, error))?;
         let state = match client.inspect_container(&sandbox.container, None).await {
             Ok(found) => found.state.unwrap_or_default(),
             // removed by the daemon, as its first process has ended
@@ -214,6 +214,20 @@ impl Inner {
             // an agent that is slower still has whoever made its sandbox wait for it
             _ = tokio::time::timeout(ANSWER_WITHIN, sandbox.answered()) => Ok(()),
             _ = sandbox.ended() => Err(ended_at_once(sandbox.status())),
+        }
+    }
+
+    /// Why a container has not started. gVisor binds files into it as its root, who is nobody on a host where ids are mapped, and
+    /// says nothing of what nobody may not do.
+    fn not_started(&self, sandbox: &Sandbox, error: bollard::errors::Error) -> RuntimeError {
+        let maps_ids = self.engine.last_known().is_some_and(|facts| facts.user_namespaces);
+        match self.engine.error("start a container", error) {
+            RuntimeError::Host { source, .. } if sandbox.kernel == Kernel::Own && maps_ids => {
+                let needed =
+                    "the root of containers, as this Docker Engine maps it, must be let through to the data folder";
+                RuntimeError::Unsupported(format!("start a container that binds files by itself: {needed} ({source})"))
+            }
+            error => error,
         }
     }
 
