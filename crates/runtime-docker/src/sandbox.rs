@@ -15,7 +15,7 @@ use crate::{engine::Kernel, events::ENGINE_AWAY, socket::Socket, streams};
 /// The exit status of what was ended by SIGKILL.
 pub const KILLED: i64 = 137;
 /// How long the daemon may take to say why a process is gone that has been seen to be gone.
-pub const REASON_WITHIN: Duration = Duration::from_secs(2);
+pub const REASON_WITHIN: Duration = Duration::from_secs(5);
 
 /// A container of this server.
 pub struct Sandbox {
