@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use crate::{
     docker::left_out,
-    engine::OwnEngine,
     harness::{Api, Server, command, reason},
+    own_engine::OwnEngine,
 };
 
 /// Warm sandboxes.
@@ -249,7 +249,7 @@ async fn daemon_that_maps_ids_has_sandboxes_whose_root_is_nobody() {
     if left_out() {
         return;
     }
-    // the first of so many ids, see engine.py
+    // the first of so many ids, see own_engine.py
     let (first, user) = (500_000, 501_000);
     let mut world = World::start(json!({"userns-remap": "65534:65534"})).await;
     let doctor = command(&["doctor"]).env("DOCKER_HOST", &world.engine.docker.url).output().unwrap();

@@ -13,8 +13,6 @@ mod daemon;
 mod docker;
 mod egress;
 mod endurance;
-#[path = "../setup/engine.rs"]
-mod engine;
 mod execute;
 mod executions;
 mod figures;
@@ -27,6 +25,8 @@ mod hostile;
 mod isolation;
 mod lifecycle;
 mod limits;
+#[path = "../setup/own_engine.rs"]
+mod own_engine;
 mod postgres;
 #[path = "../setup/postgres.rs"]
 mod postgres_server;

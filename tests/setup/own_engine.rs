@@ -1,4 +1,4 @@
-//! A Docker Engine of one test alone, which the test may stop, kill and start again: `tests/setup/engine.py`.
+//! A Docker Engine of one test alone, which the test may stop, kill and start again: `tests/setup/own_engine.py`.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::docker::Docker;
 
-const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/setup/engine.py");
+const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/setup/own_engine.py");
 
 /// An engine; dropped, also by a test that fails, it goes with all that it had.
 pub struct OwnEngine {

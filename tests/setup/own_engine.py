@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Docker Engine of one test alone, which the test may stop, kill and start again: engine.py [SETTINGS]
+"""A Docker Engine of one test alone, which the test may stop, kill and start again: own_engine.py [SETTINGS]
 
 SETTINGS is a JSON object: what the daemon is told beside the usual, as in daemon.json. The first line of output says
 where everything is. Then each line of input is done and answered by one: `stop` ends the daemon as a service manager
@@ -93,5 +93,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (docker.Failed, images.Failed) as error:
-        print(f"engine: {error}", file=sys.stderr)
+        print(f"own_engine: {error}", file=sys.stderr)
         sys.exit(1)
