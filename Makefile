@@ -60,8 +60,14 @@ test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registr
 	if [[ $$skip == *,vm,* ]]; then echo "left out: tests/vm"; else tests/vm/cgroup2.sh "$$program"; fi; \
 	if [[ $$skip == *,vm,* || $$skip == *,docker,* ]]; then echo "left out: tests/vm/containers.sh"; \
 	else tests/vm/containers.sh "$$program"; fi
-	tests/setup/docker.py cargo nextest run --locked --workspace --test-threads $(TEST_THREADS)
+	tests/setup/docker.py $(MAKE) --no-print-directory test-rust
 	$(MAKE) --no-print-directory test-sdk
+
+# Beneath the engine of the tests, with what `make test` has built.
+.PHONY: test-rust
+test-rust:
+	cargo nextest run --locked --workspace --test-threads $(TEST_THREADS)
+	tests/containers/agent.sh runc runsc
 
 # With the server that `make test` has built.
 .PHONY: test-sdk

@@ -12,6 +12,7 @@ mod files;
 #[expect(dead_code, reason = "the tests of the server need more of it")]
 mod harness;
 mod hostile;
+mod left_out;
 mod resources;
 #[expect(dead_code, reason = "the tests of the server need more of it")]
 #[path = "../setup/s3.rs"]

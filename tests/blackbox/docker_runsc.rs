@@ -11,7 +11,10 @@ mod file_service;
 mod files;
 #[expect(dead_code, reason = "the tests of the server need more of it")]
 mod harness;
+mod hostile;
 mod lacks;
+mod left_out;
+mod resources;
 #[expect(dead_code, reason = "the tests of the server need more of it")]
 #[path = "../setup/s3.rs"]
 mod s3_server;

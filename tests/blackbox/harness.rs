@@ -194,11 +194,6 @@ pub fn template() -> String {
     if crate::RUNTIME == "linux" { "host".into() } else { format!("{TEMPLATE}@1") }
 }
 
-/// Whether sandboxes have a kernel that is gVisor's. What that lacks is in `lacks.rs`, and told in docs/runtimes.md.
-pub fn is_gvisor() -> bool {
-    crate::RUNTIME == "docker+runsc"
-}
-
 impl Rooms {
     fn of(runtime: &str) -> Self {
         if runtime == "linux" {

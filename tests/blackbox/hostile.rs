@@ -7,10 +7,16 @@ use std::{
 
 use serde_json::json;
 
-use crate::harness::{Server, left_of};
+use crate::{
+    harness::{Server, left_of},
+    left_out::left_out,
+};
 
 #[tokio::test]
 async fn gigabyte_of_output_is_cut_and_counted_without_growing_the_server() {
+    if left_out() {
+        return;
+    }
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire().await;
@@ -39,6 +45,9 @@ async fn endless_code_ends_at_its_timeout() {
 
 #[tokio::test]
 async fn fork_bomb_hits_its_limit_and_dies_at_the_timeout() {
+    if left_out() {
+        return;
+    }
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire_with(json!({"limits": {"pids": 64}})).await;
@@ -56,6 +65,9 @@ async fn fork_bomb_hits_its_limit_and_dies_at_the_timeout() {
 
 #[tokio::test]
 async fn crowd_that_starves_the_agent_is_released_all_the_same() {
+    if left_out() {
+        return;
+    }
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire().await;
@@ -94,6 +106,9 @@ async fn full_disk_is_not_full_memory() {
 
 #[tokio::test]
 async fn memory_hog_is_killed_and_told_so() {
+    if left_out() {
+        return;
+    }
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire_with(json!({"limits": {"memory_bytes": 64 << 20}})).await;
@@ -109,8 +124,8 @@ async fn full_disk_is_an_error_inside_and_leaves_nothing_half_written() {
     let server = Server::start().await;
     let api = server.user("ada").await;
     let id = api.acquire_with(json!({"limits": {"disk_bytes": 4 << 20}})).await;
-    let filled = api.shell(&id, "head -c 8M /dev/zero > big; ls -s --block-size=1M big").await;
-    assert!(filled.contains("No space left") && filled.contains("4 big"), "{filled}");
+    let filled = api.shell(&id, "head -c 8M /dev/zero > big; du -m big").await;
+    assert!(filled.contains("No space left") && filled.contains("4\tbig"), "{filled}");
     let write = json!({"sandbox_id": id, "path": "/workspace/new", "content": "x".repeat(100_000)});
     let (status, answer) = api.put("/api/v1/files", write).await;
     assert_eq!((status, answer["error"]["status"].as_str()), (429, Some("RESOURCE_EXHAUSTED")), "{answer}");
@@ -167,7 +182,7 @@ async fn many_zombies_are_reaped() {
     }
 }
 
-fn resident_bytes(pid: u32) -> u64 {
+pub fn resident_bytes(pid: u32) -> u64 {
     let pages: u64 =
         fs::read_to_string(format!("/proc/{pid}/statm")).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096

@@ -23,6 +23,7 @@ mod grpc;
 mod harness;
 mod hostile;
 mod isolation;
+mod left_out;
 mod lifecycle;
 mod limits;
 #[path = "../setup/own_engine.rs"]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fleet::{self, Fleet},
-    harness::{Api, Server, command, eventually, reason},
+    harness::{Api, Server, command, eventually, free_port, reason},
 };
 
 /// A command about the templates of `server`, with the secret in its data folder.
@@ -211,6 +211,18 @@ async fn token_is_needed_where_the_secret_is_not_and_errors_say_what_helps() {
     let (code, _, stderr) = run(elsewhere(&["list", "--token", "nonsense"]));
     assert_eq!(code, Some(1));
     assert!(stderr.contains("CLOUD_SANDBOX_TOKEN"), "{stderr}");
+    let by_variable = |url: &str| {
+        let mut command = command(&["template", "list", "--token", &server.admin().token.unwrap()]);
+        command.env("CLOUD_SANDBOX_URL", url);
+        command
+    };
+    assert_eq!(run(by_variable(&server.url)).0, Some(0));
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let (code, _, stderr) = run(by_variable(&nobody));
+    assert_eq!(code, Some(1));
+    for told in [&nobody, "refused", "--server"] {
+        assert!(stderr.contains(told), "{stderr}");
+    }
     for (arguments, code, named) in [
         (&["show", "host@x"][..], 1, "name must be"),
         (&["add", "host", "--host"][..], 1, "name must not be that of a built-in template"),

@@ -15,6 +15,8 @@ attempts![
     traces_it,
     #[proved]
     reads_its_memory,
+    #[proved]
+    reads_where_its_memory_is,
     writes_its_memory,
     #[proved]
     compares_itself_with_it,
@@ -24,6 +26,8 @@ attempts![
     runs_its_program_once_more,
     #[proved]
     starves_it,
+    #[proved]
+    changes_its_limits,
     makes_it_the_first_to_die,
     finds_its_socket,
     speaks_in_its_place_on_a_contexts_channel,
@@ -83,10 +87,17 @@ fn traces_it(target: &Target) {
 
 fn reads_its_memory(target: &Target) {
     target.refused(&format!(
-        "{}for name in ('maps', 'smaps', 'auxv', 'environ', 'stack', 'syscall', 'pagemap', 'mem'): attempt(name, read, f'/proc/{{VICTIM}}/{{name}}')\n\
+        "{}for name in ('stack', 'syscall', 'pagemap', 'mem'): attempt(name, read, f'/proc/{{VICTIM}}/{{name}}')\n\
          import struct\nhere = ctypes.create_string_buffer(16)\nlocal = struct.pack('2Q', ctypes.addressof(here), 16)\n\
          for address in (0x400000, 0x200000, 0x7ffff7dd0000): attempt(hex(address), call, 'process_vm_readv', VICTIM, local, 1, struct.pack('2Q', address, 16), 1, 0)\n\
          attempt('exe', os.readlink, f'/proc/{{VICTIM}}/exe')",
+        victim(target)
+    ));
+}
+
+fn reads_where_its_memory_is(target: &Target) {
+    target.refused(&format!(
+        "{}for name in ('maps', 'smaps', 'auxv', 'environ'): attempt(name, read, f'/proc/{{VICTIM}}/{{name}}')",
         victim(target)
     ));
 }
@@ -110,7 +121,7 @@ fn compares_itself_with_it(target: &Target) {
 
 fn takes_its_descriptors(target: &Target) {
     target.refused(&format!(
-        "{}process = call('pidfd_open', VICTIM, 0)\nfor fd in range(8): attempt(fd, call, 'pidfd_getfd', process, fd, 0)",
+        "{}for fd in range(8): attempt(fd, lambda: call('pidfd_getfd', call('pidfd_open', VICTIM, 0), fd, 0))",
         victim(target)
     ));
 }
@@ -132,9 +143,16 @@ fn runs_its_program_once_more(target: &Target) {
 
 fn starves_it(target: &Target) {
     target.refused(&format!(
-        "{}import resource\nattempt('affinity', lambda: os.sched_setaffinity(VICTIM, os.sched_getaffinity(VICTIM)))\nattempt('priority', os.setpriority, os.PRIO_PROCESS, VICTIM, 0 if VICTIM > 1 else 19)\n\
-         attempt('io priority', call, 'ioprio_set', 1, VICTIM, 0 if VICTIM > 1 else 3 << 13)\nattempt('limits', lambda: resource.prlimit(VICTIM, resource.RLIMIT_NOFILE, resource.prlimit(VICTIM, resource.RLIMIT_NOFILE)) if VICTIM > 1 else resource.prlimit(1, resource.RLIMIT_NOFILE, (3, 3)))\n\
+        "{}attempt('affinity', lambda: os.sched_setaffinity(VICTIM, os.sched_getaffinity(VICTIM)))\nattempt('priority', os.setpriority, os.PRIO_PROCESS, VICTIM, 0 if VICTIM > 1 else 19)\n\
+         attempt('io priority', call, 'ioprio_set', 1, VICTIM, 0 if VICTIM > 1 else 3 << 13)\n\
          if VICTIM == 1:\n    attempt('scheduler', os.sched_setscheduler, 1, os.SCHED_IDLE, os.sched_param(0))\n    attempt('user', os.setpriority, os.PRIO_USER, 0, 19)\n    attempt('autogroup', opened, '/proc/1/autogroup')",
+        victim(target)
+    ));
+}
+
+fn changes_its_limits(target: &Target) {
+    target.refused(&format!(
+        "{}import resource\nattempt('limits', lambda: resource.prlimit(VICTIM, resource.RLIMIT_NOFILE, resource.prlimit(VICTIM, resource.RLIMIT_NOFILE)) if VICTIM > 1 else resource.prlimit(1, resource.RLIMIT_NOFILE, (3, 3)))",
         victim(target)
     ));
 }

@@ -27,6 +27,7 @@ attempts![
     #[proved]
     opens_a_file_by_its_handle,
     #[proved]
+    lists_the_descriptors_of_the_first_process,
     opens_the_descriptors_of_the_first_process,
     finds_descriptors_that_leaked,
     finds_the_old_root_among_the_mounts,
@@ -117,10 +118,17 @@ fn opens_a_file_by_its_handle(target: &Target) {
     );
 }
 
+fn lists_the_descriptors_of_the_first_process(target: &Target) {
+    target.refused("attempt('list', os.listdir, '/proc/1/fd')");
+}
+
+/// All but what has a name to be opened by, and the other ends of the attacker's own pipes.
 fn opens_the_descriptors_of_the_first_process(target: &Target) {
     target.refused(
-        "attempt('list', os.listdir, '/proc/1/fd')\n\
-         for fd in range(12): attempt(fd, opened, f'/proc/1/fd/{fd}', os.O_RDONLY | os.O_NONBLOCK)",
+        "own = {os.readlink(f'/proc/self/fd/{fd}') for fd in (0, 1, 2)}\n\
+         def foreign(path):\n    try:\n        to = os.readlink(path)\n        return to not in own and not to.startswith('/')\n    except OSError: return True\n\
+         for fd in range(12):\n    path = f'/proc/1/fd/{fd}'\n    \
+         if foreign(path): [attempt(f'{fd} {way}', opened, path, way | os.O_NONBLOCK) for way in (os.O_RDONLY, os.O_WRONLY)]",
     );
 }
 
@@ -163,7 +171,7 @@ fn mounts_file_systems(target: &Target) {
         "for kind in ('proc', 'sysfs', 'tmpfs', 'cgroup', 'cgroup2', 'devtmpfs', 'devpts', 'mqueue', 'bpf', 'tracefs', 'overlay', 'fuse', 'ext4'):\n    \
          attempt(kind, call, 'mount', b'/dev/vda\\0', b'/tmp\\0', kind.encode() + b'\\0', 0, b'lowerdir=/usr,fd=0\\0')",
     );
-    assert_eq!(target.shell("ls -A /tmp"), "", "nothing was mounted there");
+    assert_eq!(target.shell("find /tmp -mindepth 1"), "", "nothing was mounted there");
 }
 
 fn binds_a_folder_over_another(target: &Target) {

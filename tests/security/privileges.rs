@@ -48,14 +48,16 @@ fn raises_its_capabilities(target: &Target) {
 fn keeps_capabilities_through_an_exec(target: &Target) {
     let printed = target.shell("setpriv --ambient-caps +all --inh-caps +all grep Cap /proc/self/status; capsh --print; grep Cap /proc/self/status");
     let zeros = printed.matches("0000000000000000").count();
-    assert!(zeros >= 5 && !printed.contains("ffffffff"), "{printed}");
+    // not every kernel lists the ambient ones
+    assert!(zeros >= 4 && !printed.contains("ffffffff"), "{printed}");
 }
 
 fn becomes_root(target: &Target) {
     target.refused(
         "for name, arguments in {'setuid': [0], 'setgid': [0], 'setresuid': [0, 0, 0], 'setresgid': [0, 0, 0], 'setreuid': [0, 0], 'setgroups': [0, 0]}.items():\n    \
          attempt(name, in_child, lambda: call(name, *arguments))\n\
-         call('setfsuid', 0)\nattempt('setfsuid', lambda: failed(errno.EPERM, 'fs') if call('setfsuid', -1) != 0 else 'root')",
+         def of_files():\n    call('setfsuid', 0)\n    return failed(errno.EPERM, 'fs') if call('setfsuid', -1) != 0 else 'root'\n\
+         attempt('setfsuid', of_files)",
     );
 }
 
@@ -113,7 +115,7 @@ fn allows_new_privileges_again(target: &Target) {
         "attempt('no_new_privs', call, 'prctl', 38, 0, 0, 0, 0)\nattempt('securebits', call, 'prctl', 28, 0x2f, 0, 0, 0)\n\
          attempt('keepcaps', lambda: call('prctl', 39, 0, 0, 0, 0) or failed(errno.EPERM, 'still 0')) if call('prctl', 39, 0, 0, 0, 0) == 0 else None",
     );
-    assert!(target.shell("grep NoNewPrivs /proc/self/status").contains('1'));
+    assert!(target.python("print('gains nothing:', call('prctl', 39, 0, 0, 0, 0))").starts_with("gains nothing: 1\n"));
 }
 
 fn takes_off_the_filter_of_system_calls(target: &Target) {

@@ -49,7 +49,7 @@ impl User {
 }
 
 /// How long anything may take that is meant to answer in no time. Generous: it tells a hang from a busy machine.
-pub const PROMPTLY: Duration = Duration::from_secs(20);
+pub const PROMPTLY: Duration = Duration::from_secs(40);
 
 /// What is attacked.
 pub struct Target {

@@ -4,6 +4,12 @@ use std::{path::PathBuf, process::Command};
 
 use serde_json::Value;
 
+#[path = "engine.rs"]
+mod engine;
+
+pub use self::engine::left_out;
+use self::engine::variable;
+
 /// Where the engine and what it has is found.
 #[derive(Debug, Clone)]
 pub struct Docker {
@@ -17,16 +23,6 @@ pub struct Docker {
     pub foreign_image: String,
     /// the root file system of `image` as a tar file
     pub rootfs: PathBuf,
-}
-
-/// Whether whoever runs the tests has asked to leave out what needs Docker.
-pub fn left_out() -> bool {
-    let skipped = std::env::var("CLOUD_SANDBOX_TEST_SKIP").unwrap_or_default();
-    let skipped = skipped.split(',').any(|name| name.trim() == "docker");
-    if skipped {
-        eprintln!("skipped: CLOUD_SANDBOX_TEST_SKIP names docker");
-    }
-    skipped
 }
 
 impl Docker {
@@ -74,14 +70,4 @@ impl Docker {
         let name = |container: &Value| Some(container["Names"][0].as_str()?.trim_start_matches('/').to_owned());
         containers.filter_map(name).collect()
     }
-}
-
-fn variable(name: &str) -> String {
-    let name = format!("CLOUD_SANDBOX_TEST_{name}");
-    std::env::var(&name).unwrap_or_else(|_| {
-        panic!(
-            "{name} is not set: run this as `tests/setup/docker.py cargo nextest run …`, which starts a Docker Engine \
-             (CLOUD_SANDBOX_TEST_SKIP=docker leaves out what needs one)"
-        )
-    })
 }

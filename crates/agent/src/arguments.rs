@@ -2,8 +2,7 @@
 
 use std::{fmt, os::fd::RawFd};
 
-const USAGE: &str =
-    "usage: cloud-sandbox-agent (--listen-fd FD | --listen PATH | --dial PATH | --stdio) [--proc-fd FD]";
+const USAGE: &str = "usage: cloud-sandbox-agent (--listen-fd FD | --listen PATH | --dial PATH | --stdio) [--proc-fd FD | --apart-from UID]";
 
 /// What the agent is told.
 #[derive(Debug, Eq, PartialEq)]
@@ -11,6 +10,8 @@ pub(crate) struct Arguments {
     pub(crate) way_in: WayIn,
     /// where to read about processes, instead of `/proc`
     pub(crate) proc: Option<RawFd>,
+    /// whom to act as, under an id that is another's
+    pub(crate) apart_from: Option<u32>,
 }
 
 /// How the node's connections come in.
@@ -32,12 +33,14 @@ impl Arguments {
             "--stdio" => WayIn::Stdio,
             _ => return Err(USAGE.to_owned()),
         };
-        let proc = match arguments.next().as_deref() {
-            None => None,
-            Some("--proc-fd") => Some(descriptor("--proc-fd", &arguments.next().ok_or(USAGE)?)?),
+        let (mut proc, mut apart_from) = (None, None);
+        match arguments.next().as_deref() {
+            None => {}
+            Some("--proc-fd") => proc = Some(descriptor("--proc-fd", &arguments.next().ok_or(USAGE)?)?),
+            Some("--apart-from") => apart_from = Some(user(&arguments.next().ok_or(USAGE)?)?),
             Some(_) => return Err(USAGE.to_owned()),
-        };
-        if arguments.next().is_some() { Err(USAGE.to_owned()) } else { Ok(Self { way_in, proc }) }
+        }
+        if arguments.next().is_some() { Err(USAGE.to_owned()) } else { Ok(Self { way_in, proc, apart_from }) }
     }
 }
 
@@ -46,6 +49,12 @@ fn descriptor(name: &str, value: &str) -> Result<RawFd, String> {
         Ok(fd) if fd > 2 => Ok(fd),
         _ => Err(format!("{name} must be a number above 2, not {value:?}")),
     }
+}
+
+fn user(value: &str) -> Result<u32, String> {
+    // the highest is nobody's: calls take it for "as it is"
+    let user = value.parse().ok().filter(|user| *user != u32::MAX);
+    user.ok_or_else(|| format!("--apart-from must be a user's number, not {value:?}"))
 }
 
 impl fmt::Display for WayIn {
@@ -64,7 +73,7 @@ mod tests {
     use super::*;
 
     fn parsed(arguments: &[&str]) -> Result<(WayIn, Option<RawFd>), String> {
-        let Arguments { way_in, proc } = Arguments::parse(arguments.iter().map(ToString::to_string))?;
+        let Arguments { way_in, proc, .. } = Arguments::parse(arguments.iter().map(ToString::to_string))?;
         Ok((way_in, proc))
     }
 
@@ -76,6 +85,12 @@ mod tests {
         assert_eq!(parsed(&["--dial", "/run/n.sock"]), Ok((WayIn::Dial("/run/n.sock".to_owned()), None)));
         assert_eq!(parsed(&["--stdio"]), Ok((WayIn::Stdio, None)));
         assert_eq!(parsed(&["--stdio", "--proc-fd", "4"]), Ok((WayIn::Stdio, Some(4))));
+    }
+
+    #[test]
+    fn user_to_stand_apart_from_is_a_number() {
+        let arguments = ["--stdio", "--apart-from", "1000"].map(ToString::to_string);
+        assert_eq!(Arguments::parse(arguments.into_iter()).map(|told| told.apart_from), Ok(Some(1000)));
     }
 
     #[test]
@@ -91,6 +106,9 @@ mod tests {
             &["--dial", "a", "--stdio"],
             &["--stdio", "--listen", "a"],
             &["--stdio", "--proc-fd", "4", "x"],
+            &["--stdio", "--apart-from"],
+            &["--stdio", "--apart-from", "ada"],
+            &["--stdio", "--apart-from", "4294967295"],
             &["--help", "x"],
         ] {
             assert!(parsed(arguments).is_err(), "{arguments:?}");

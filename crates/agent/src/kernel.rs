@@ -7,8 +7,9 @@ use std::{
 
 use nix::{
     NixPath,
-    fcntl::{AT_FDCWD, OFlag, openat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
     sys::stat::Mode,
+    unistd::{AccessFlags, faccessat},
 };
 
 const FOLDER: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
@@ -29,6 +30,12 @@ pub(crate) fn open_folder(above: impl AsFd, name: &(impl NixPath + ?Sized)) -> n
 fn open_in_two_steps(above: impl AsFd, name: &(impl NixPath + ?Sized)) -> nix::Result<OwnedFd> {
     let found = openat(above, name, FOLDER | OFlag::O_PATH, Mode::empty())?;
     openat(&found, ".", FOLDER, Mode::empty())
+}
+
+/// Whether the agent may use what is at a path so, by the user that it acts as: access(2) asks for another where it stands
+/// apart.
+pub(crate) fn may(path: &(impl NixPath + ?Sized), use_: AccessFlags) -> nix::Result<()> {
+    faccessat(AT_FDCWD, path, use_, AtFlags::AT_EACCESS)
 }
 
 /// Whether the kernel is gVisor. Its log begins with its name; what Linux logs, no user can write.

@@ -7,6 +7,7 @@
 //! Invariant: what a run started is reaped here, its staged file is gone once it ended, and a node that hangs up leaves
 //! nothing of the run's session behind.
 
+mod apart;
 mod disk;
 mod files;
 mod kernel;
@@ -21,6 +22,7 @@ mod tree;
 mod walls;
 mod worker;
 
+pub use apart::stand_apart;
 pub use process::{Children, read_processes_by};
 pub use serve::{Stdio, dial, serve, serve_agent, serve_stdio};
 pub use service::Agent;

@@ -1,6 +1,7 @@
 //! Starts the agent: `--listen-fd N` takes over a socket that listens already, `--listen PATH` makes one, `--dial PATH`
 //! connects to one that its node listens on, and `--stdio` has standard input and output carry all connections. With
-//! `--proc-fd N` it reads about processes in the `/proc` behind that descriptor.
+//! `--proc-fd N` it reads about processes in the `/proc` behind that descriptor; with `--apart-from UID` it acts as that
+//! user under an id of its own.
 //!
 //! User code runs beside this process under the same user id, as its children. Invariant: nothing of the agent is
 //! theirs. It cannot be traced or read, and no descriptor of it survives an exec.
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use cloud_sandbox_agent::{Agent, Children, Stdio, dial, read_processes_by, serve_agent, serve_stdio};
+use cloud_sandbox_agent::{Agent, Children, Stdio, dial, read_processes_by, serve_agent, serve_stdio, stand_apart};
 use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{
@@ -28,7 +29,7 @@ use nix::{
         signal::{SigSet, SigmaskHow, sigprocmask},
         stat::{Mode, umask},
     },
-    unistd::{dup2_stderr, dup2_stdin, dup2_stdout, pipe2},
+    unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, pipe2},
 };
 
 use crate::arguments::{Arguments, WayIn};
@@ -54,7 +55,7 @@ enum Door {
 }
 
 fn start() -> Result<(), String> {
-    let Arguments { way_in, proc } = Arguments::parse(std::env::args().skip(1))?;
+    let Arguments { way_in, proc, apart_from } = Arguments::parse(std::env::args().skip(1))?;
     if let Some(proc) = proc {
         read_processes_by(proc);
     }
@@ -65,6 +66,10 @@ fn start() -> Result<(), String> {
     prctl::set_name(NAME).map_err(|error| format!("failed to take a name: {error}"))?;
     // While /proc/self is still ours.
     let children = Children::of_init();
+    if let Some(user) = apart_from {
+        let user = Uid::from_raw(user);
+        stand_apart(user).map_err(|error| format!("failed to stand apart from user {user}: {error}"))?;
+    }
     prctl::set_child_subreaper(true).map_err(|error| format!("failed to become a subreaper: {error}"))?;
     prctl::set_dumpable(false).map_err(|error| format!("failed to become undumpable: {error}"))?;
 

@@ -41,7 +41,8 @@ impl Agent {
     pub fn new(children: Children) -> io::Result<Self> {
         let children = Arc::new(children);
         process::keep_reaped(&children)?;
-        Ok(Self { children, snapshots: Arc::default(), standstill: Arc::default(), ports: Arc::default() })
+        let standstill = Arc::new(Standstill::of(Arc::clone(&children)));
+        Ok(Self { children, snapshots: Arc::default(), standstill, ports: Arc::default() })
     }
 }
 

@@ -20,7 +20,7 @@ use nix::{
         prctl,
         statfs::{TMPFS_MAGIC, statfs},
     },
-    unistd::{AccessFlags, access},
+    unistd::AccessFlags,
 };
 
 use crate::kernel;
@@ -254,7 +254,8 @@ fn devices() -> Breaches {
                 || gvisor && OF_GVISOR.contains(&(major, minor));
             let device = kind.is_block_device() || kind.is_char_device();
             // opening one may do something by itself
-            let usable = access(&path, AccessFlags::R_OK).is_ok() || access(&path, AccessFlags::W_OK).is_ok();
+            let usable =
+                [AccessFlags::R_OK, AccessFlags::W_OK].into_iter().any(|use_| kernel::may(&path, use_).is_ok());
             let breached = device && usable && (kind.is_block_device() || !harmless);
             breaches.add_if(breached, || format!("{} is device {major}:{minor}", path.display()));
         }

@@ -108,21 +108,28 @@ pub struct Wanted<'a> {
 
 /// The container of a sandbox.
 pub fn body(common: &Common, wanted: &Wanted<'_>) -> ContainerCreateBody {
-    let Wanted { id, spec, image, brought, way, .. } = wanted;
+    let Wanted { id, spec, image, brought, kernel, way, .. } = wanted;
     let template = &spec.template;
     let labels =
         [(SANDBOX, id.to_string()), (INSTANCE, common.instance.clone()), (TEMPLATE, template.template.clone())];
-    let dials = match way {
+    let mut told = match way {
         Way::Socket(_) => vec!["--dial".to_owned(), SOCKET.to_owned()],
         Way::Streams => vec!["--stdio".to_owned()],
     };
+    let mut user = user(template);
+    if *kernel == Kernel::Own {
+        // not every one keeps a first process from the user's own signals
+        let (uid, gid) = owner(template);
+        told.extend(["--apart-from".to_owned(), uid.to_string()]);
+        user = format!("0:{gid}");
+    }
     let streams = Some(**way == Way::Streams);
     ContainerCreateBody {
         image: Some((*image).to_owned()),
         hostname: Some("sandbox".into()),
-        user: Some(user(template)),
+        user: Some(user),
         entrypoint: Some(vec![AGENT.to_owned()]),
-        cmd: Some(dials),
+        cmd: Some(told),
         // a name without a value takes it away again: the agent needs none, and gives each process its own
         env: Some(brought.env.clone()),
         working_dir: Some("/".into()),
@@ -161,6 +168,8 @@ fn host_config(common: &Common, wanted: &Wanted<'_>) -> HostConfig {
         ipc_mode: Some("private".into()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         cap_drop: Some(vec!["ALL".into()]),
+        // its agent keeps an id that is not its user's by the one, and nothing else by the other
+        cap_add: (*kernel == Kernel::Own).then(|| vec!["SETUID".into(), "SETPCAP".into()]),
         security_opt: Some(vec!["no-new-privileges".into(), format!("seccomp={}", common.seccomp)]),
         masked_paths: Some(masked()),
         readonly_paths: Some(READ_ONLY.iter().map(ToString::to_string).collect()),
@@ -367,8 +376,20 @@ mod tests {
     fn streams_are_the_agents_alone() {
         let body = made(prepared(""), Kernel::Own, &Way::Streams);
         assert_eq!((body.open_stdin, body.stdin_once, body.tty), (Some(true), Some(true), Some(false)));
-        assert_eq!(body.cmd, Some(vec!["--stdio".to_owned()]));
+        assert_eq!(body.cmd.unwrap()[0], "--stdio");
         assert_eq!(body.host_config.unwrap().binds.unwrap().len(), 2, "no socket is bound");
+    }
+
+    #[test]
+    fn agent_stands_apart_on_a_kernel_of_its_own() {
+        let body = made(prepared("7:8"), Kernel::Own, &Way::Streams);
+        assert_eq!(
+            (body.user.as_deref(), &body.cmd.unwrap()[1..]),
+            (Some("0:8"), &["--apart-from".into(), "7".into()][..])
+        );
+        assert_eq!(body.host_config.unwrap().cap_add, Some(vec!["SETUID".to_owned(), "SETPCAP".to_owned()]));
+        let body = made(prepared(""), Kernel::Hosts, &Way::Streams);
+        assert_eq!((body.user.as_deref(), body.host_config.unwrap().cap_add), (Some("1000:1000"), None));
     }
 
     #[test]

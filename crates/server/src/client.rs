@@ -1,19 +1,30 @@
 //! A server that runs already, as commands call it.
 
+use std::error::Error as _;
+
 use anyhow::Context as _;
+use cloud_sandbox_model::error::chain;
 use cloud_sandbox_proto::v1::{IssueTokenRequest, auth_service_client::AuthServiceClient};
-use cloud_sandbox_rpc::{Upstream, connect, from_status};
+use cloud_sandbox_rpc::{Upstream, connect, from_status, upstream::BoxError};
 use http::HeaderValue;
 use tonic::Status;
+use tower::ServiceExt as _;
 
+/// The environment variable that names the server, as the SDK's clients read it.
+pub const SERVER_ENV: &str = "CLOUD_SANDBOX_URL";
 /// The environment variable that holds the token.
 pub const TOKEN_ENV: &str = "CLOUD_SANDBOX_TOKEN";
 const USER: &str = "cli";
 
-/// The server at `url`, not connected to yet.
+/// The server at `url`, not connected to yet. Where nobody answers there, calls say so.
 pub fn server(url: &str) -> anyhow::Result<Upstream> {
-    connect(url.trim_end_matches('/'))
-        .map_err(|error| anyhow::anyhow!("{url} is no server's URL, like http://host:8080: {error}"))
+    let server = connect(url.trim_end_matches('/'))
+        .map_err(|error| anyhow::anyhow!("{url} is no server's URL, like http://host:8080: {error}"))?;
+    let url = url.to_owned();
+    Ok(Upstream::new(server.map_err(move |error| {
+        let why = error.source().map(chain).unwrap_or_default();
+        BoxError::from(Status::unavailable(format!("no server answers at {url}: {why}")))
+    })))
 }
 
 /// The token given, else the one in the environment.

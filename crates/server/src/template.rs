@@ -25,7 +25,7 @@ use tonic::Status;
 
 use crate::{
     cli::template::{ListArgs, RemoveArgs, ShowArgs, TemplateAction, TemplateArgs},
-    client::{self, TOKEN_ENV},
+    client::{self, SERVER_ENV, TOKEN_ENV},
     settings::Settings,
     signals::Signals,
     token,
@@ -94,6 +94,7 @@ fn failure(status: &Status) -> anyhow::Error {
                 ": only an admin may do this; make a token with 'cloud-sandbox token --user NAME --role admin' and give it with --token or {TOKEN_ENV}"
             )
         }
+        ErrorKind::Unavailable => format!("; --server or {SERVER_ENV} names another server"),
         ErrorKind::Unauthenticated => format!(": give a token of this server with --token or {TOKEN_ENV}"),
         _ => String::new(),
     };

@@ -50,8 +50,19 @@ pub struct SandboxEntry {
     pub metadata: BTreeMap<String, String>,
     /// when it was acquired
     pub acquired_at: SystemTime,
-    /// when its lease ends, or when its node drops what an ended one printed; the entry lives until then
+    /// when its lease ends, or when its node drops what an ended one printed
     pub expires_at: SystemTime,
+}
+
+/// For how long a living entry is found beyond its lease. Its node tells callers how it ended before the directory knows,
+/// and they may ask at once for what it printed.
+pub(crate) const ENDS_WITHIN: Duration = Duration::from_secs(30);
+
+impl SandboxEntry {
+    /// Whether it is to be found at `now`.
+    pub(crate) fn is_there(&self, now: SystemTime) -> bool {
+        now < if self.ended { self.expires_at } else { self.expires_at + ENDS_WITHIN }
+    }
 }
 
 /// A node that is alive, as it last reported itself.
@@ -168,14 +179,14 @@ pub enum Claim {
 /// Where sandboxes are.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// Writes a sandbox, new or again. The entry goes when its time has passed. Nothing is written where a living entry
+    /// Writes a sandbox, new or again. The entry goes some time after its lease. Nothing is written where a living entry
     /// would replace one that has ended.
     async fn put_sandbox(&self, entry: &SandboxEntry) -> Result<(), StorageError>;
 
     /// Removes a sandbox; one that is not there is removed already.
     async fn remove_sandbox(&self, id: SandboxId) -> Result<(), StorageError>;
 
-    /// A sandbox whose time has not passed; it may have ended.
+    /// A sandbox; it may have ended, and its lease may have been over for a moment.
     async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxEntry>, StorageError>;
 
     /// At most `limit` living sandboxes that match, in order of their ids, those after `after` only.

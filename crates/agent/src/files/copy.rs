@@ -68,7 +68,7 @@ pub(super) fn r#move(request: &MoveFileRequest, call: &Call) -> Result<FileInfo,
         Err(Errno::EXDEV) => {
             // Before anything is copied that could not be deleted afterwards.
             let folder = source.path.parent().unwrap_or(Path::new("/"));
-            nix::unistd::access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| failed(error.into()))?;
+            kernel::may(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| failed(error.into()))?;
             let copied = source.copy_to(place, Keep::ModeAndTimes, call)?;
             source.delete(call)?;
             Ok(copied)

@@ -2,13 +2,20 @@
 //!
 //! Invariant: a child is registered before its exit can be collected, since both happen under one lock. So no exit is
 //! ever lost, however short a child lives.
+//!
+//! On gVisor a process that is waited for has its process group looked at: if that is an orphan, as all are that are
+//! started here, and anybody in it is stopped, all of it is sent SIGHUP. Linux does so only when a group becomes an
+//! orphan. So while everything stands still, those exits are left alone that have others in their group.
 
 use std::{
     collections::HashMap,
     io,
     mem::MaybeUninit,
     process::{Child, Command},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -17,7 +24,8 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::oom::OomScore;
+use super::stat::{Stat, all_pids};
+use crate::{kernel, oom::OomScore};
 
 /// How a child ended and what it used.
 #[derive(Clone, Copy, Debug)]
@@ -34,18 +42,20 @@ pub struct Children {
     waiting: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
     orphans: bool,
     oom_score: Option<OomScore>,
+    /// whether exits are left alone that would have others signalled
+    sparing: AtomicBool,
 }
 
 impl Children {
     /// Of a process that has others besides: only those started here are reaped.
     pub fn own() -> Self {
-        Self { waiting: Mutex::default(), orphans: false, oom_score: None }
+        Self { waiting: Mutex::default(), orphans: false, oom_score: None, sparing: AtomicBool::new(false) }
     }
 
     /// Of an init, or of a subreaper: orphans that end up with it are reaped too, and what it starts is killed for
     /// memory before it is. Make it before the process becomes undumpable.
     pub fn of_init() -> Self {
-        Self { waiting: Mutex::default(), orphans: true, oom_score: OomScore::open().ok() }
+        Self { orphans: true, oom_score: OomScore::open().ok(), ..Self::own() }
     }
 
     /// Starts `command`; the receiver gets its exit.
@@ -65,10 +75,27 @@ impl Children {
         self.waiting().contains_key(&pid)
     }
 
+    /// From before the first process is stopped: collects no exit that has a kernel signal those that are.
+    pub(super) fn spare(&self) {
+        self.sparing.store(kernel::is_gvisor(), Ordering::Relaxed);
+    }
+
+    /// After the last one goes on: collects what was left alone.
+    pub(super) fn spare_no_more(&self) {
+        if self.sparing.swap(false, Ordering::Relaxed) {
+            self.reap();
+        }
+    }
+
     /// Collects every exit there is.
     fn reap(&self) {
         let mut waiting = self.waiting();
-        if self.orphans {
+        if self.sparing.load(Ordering::Relaxed) {
+            let ended = ended_apart(&all_pids().filter_map(|pid| Some((pid, Stat::of(pid)?))).collect::<Vec<_>>());
+            for (pid, exit) in ended.into_iter().filter_map(wait) {
+                deliver(&mut waiting, pid, exit);
+            }
+        } else if self.orphans {
             while let Some((pid, exit)) = wait(-1) {
                 deliver(&mut waiting, pid, exit);
             }
@@ -96,6 +123,14 @@ pub(crate) fn keep_reaped(children: &Arc<Children>) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// The children of this process that have ended, and have nobody left in their process group.
+fn ended_apart(all: &[(i32, Stat)]) -> Vec<i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let is_left = |group: i32| all.iter().any(|(_, other)| other.group == group && !other.is_dead());
+    let ended = all.iter().filter(|(_, stat)| stat.is_dead() && stat.parent == own && !is_left(stat.group));
+    ended.map(|(pid, _)| *pid).collect()
 }
 
 /// The id of `child` as the kernel's calls want it.
@@ -142,4 +177,25 @@ fn wait(pid: i32) -> Option<(i32, Exit)> {
 fn micros(time: libc::timeval) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds * 1_000_000 + u64::try_from(time.tv_usec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_are_left_alone_that_have_others_in_their_group() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let process =
+            |pid, state, parent, group| (pid, Stat { state, parent, group, session: group, threads: 1, began: 0 });
+        let all = [
+            process(10, b'Z', own, 10),
+            process(11, b'T', 10, 10),
+            process(20, b'Z', own, 20),
+            process(21, b'Z', own, 20),
+            process(30, b'T', own, 30),
+            process(40, b'Z', 30, 40),
+        ];
+        assert_eq!(ended_apart(&all), [20, 21]);
+    }
 }

@@ -5,8 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::AccessFlags;
 use tonic::Status;
+
+use crate::kernel;
 
 /// Where to look when the environment has no `PATH`, as execvp(3) does.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -40,7 +42,7 @@ fn check(name: &str, path: PathBuf) -> Result<PathBuf, Status> {
 }
 
 fn is_executable(path: &Path, metadata: &Metadata) -> bool {
-    metadata.is_file() && access(path, AccessFlags::X_OK).is_ok()
+    metadata.is_file() && kernel::may(path, AccessFlags::X_OK).is_ok()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use cloud_sandbox_proto::agent::v1::{Start, WindowSize};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
-    unistd::{AccessFlags, access},
+    unistd::AccessFlags,
 };
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -29,9 +29,9 @@ use super::{
     output::{Output, Source},
     program,
     terminal::{self, Terminal},
-    user::User,
+    user::{self, User},
 };
-use crate::{files, status};
+use crate::{files, kernel, status};
 
 /// A process that has been started.
 pub(super) struct Spawned {
@@ -80,9 +80,7 @@ fn on_pipes(children: &Children, mut command: Command, control: bool, user: Opti
     if let Some(theirs) = &theirs {
         theirs.give(&mut command);
     }
-    if let Some(user) = user {
-        user.apply(&mut command);
-    }
+    user::apply(user, &mut command);
     let began = Instant::now();
     let (mut child, exit) = children.spawn(&mut command)?;
     // Else the channel would never end.
@@ -120,9 +118,7 @@ fn on_terminal(children: &Children, mut command: Command, size: WindowSize, user
             Ok(())
         });
     }
-    if let Some(user) = user {
-        user.apply(&mut command);
-    }
+    user::apply(user, &mut command);
     let began = Instant::now();
     let (child, exit) = children.spawn(&mut command)?;
     Ok(Spawned { pid: pid_of(&child), began, exit, ends })
@@ -172,7 +168,7 @@ fn check_cwd(cwd: &str) -> Result<PathBuf, Status> {
         Ok(metadata) if !metadata.is_dir() => {
             Err(Status::failed_precondition(format!("cwd {cwd:.1000} is not a folder")))
         }
-        Ok(_) if access(&path, AccessFlags::X_OK).is_err() => {
+        Ok(_) if kernel::may(&path, AccessFlags::X_OK).is_err() => {
             Err(Status::permission_denied(format!("cwd {cwd:.1000} may not be entered")))
         }
         Ok(_) => Ok(path),

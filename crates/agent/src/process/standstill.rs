@@ -10,7 +10,7 @@
 use std::{
     collections::HashSet,
     fs,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -22,7 +22,10 @@ use nix::{
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::stat::{Stat, all_pids, proc};
+use super::{
+    children::Children,
+    stat::{Stat, all_pids, proc},
+};
 use crate::kernel;
 
 /// How long to wait for those that do not stop at once, since they wait for a disk.
@@ -34,8 +37,8 @@ const BEFORE_NUDGE: u32 = 20;
 const MAX_COMMAND: usize = 256;
 
 /// The processes of the sandbox as something that can be stopped.
-#[derive(Default)]
 pub(crate) struct Standstill {
+    children: Arc<Children>,
     /// one change at a time
     turn: tokio::sync::Mutex<()>,
     /// while it lasts: what was stopped before
@@ -51,6 +54,10 @@ struct Process {
 }
 
 impl Standstill {
+    pub(crate) fn of(children: Arc<Children>) -> Self {
+        Self { children, turn: tokio::sync::Mutex::default(), held: Mutex::default() }
+    }
+
     /// Refuses what must not happen during a standstill.
     pub(crate) fn refuse(&self) -> Result<(), Status> {
         match &*self.held() {
@@ -64,6 +71,10 @@ impl Standstill {
         let _turn = self.turn.lock().await;
         // Before the first signal, so that whatever happens then can be undone.
         let before = self.held().get_or_insert_with(already_stopped).clone();
+        self.children.spare();
+        if is_init() && kernel::is_gvisor() {
+            stop_those_who_wait();
+        }
         let began = Instant::now();
         let mut looks = 0;
         // Only a second look at all of them shows whom the first may have missed, born while it went on.
@@ -115,11 +126,22 @@ impl Standstill {
             // There a list of processes may lack some while others come and go.
             let _ = kill(Pid::from_raw(-1), Signal::SIGCONT);
         }
+        self.children.spare_no_more();
     }
 
     fn held(&self) -> MutexGuard<'_, Option<HashSet<Identity>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Stops parents before their children, the youngest first. On gVisor a process that is waited for while others of its
+/// group are stopped has them sent SIGHUP ([`super::children`]), and the window for that is as short as it can be made.
+fn stop_those_who_wait() {
+    let processes = others();
+    let parents: HashSet<i32> = processes.iter().map(|process| process.stat.parent).collect();
+    let mut waiting: Vec<&Process> = processes.iter().filter(|process| parents.contains(&process.pid)).collect();
+    waiting.sort_unstable_by_key(|process| std::cmp::Reverse((process.stat.began, process.pid)));
+    waiting.into_iter().for_each(|process| process.signal(Signal::SIGSTOP));
 }
 
 /// A parent that used vfork sleeps until its child executes something, which one that was stopped a moment too early
@@ -223,8 +245,10 @@ mod tests {
 
     #[test]
     fn descendants_are_found_in_any_order_and_nobody_else() {
-        let process =
-            |pid, parent| Process { pid, stat: Stat { state: b'S', parent, session: 1, threads: 1, began: 0 } };
+        let process = |pid, parent| Process {
+            pid,
+            stat: Stat { state: b'S', parent, group: 1, session: 1, threads: 1, began: 0 },
+        };
         let all = vec![process(9, 7), process(7, 5), process(8, 1), process(6, 5), process(3, 8)];
         let mut found: Vec<i32> = descendants(5, all).iter().map(|process| process.pid).collect();
         found.sort_unstable();

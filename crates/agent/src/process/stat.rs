@@ -21,6 +21,7 @@ pub(super) struct Stat {
     /// a letter
     pub(super) state: u8,
     pub(super) parent: i32,
+    pub(super) group: i32,
     pub(super) session: i32,
     pub(super) threads: u32,
     /// in ticks since the machine's start; with the id it names a process for good
@@ -40,7 +41,8 @@ impl Stat {
         Some(Self {
             state: *fields.next()?.as_bytes().first()?,
             parent: fields.next()?.parse().ok()?,
-            session: fields.nth(1)?.parse().ok()?,
+            group: fields.next()?.parse().ok()?,
+            session: fields.next()?.parse().ok()?,
             threads: fields.nth(13)?.parse().ok()?,
             began: fields.nth(1)?.parse().ok()?,
         })
@@ -72,7 +74,7 @@ mod tests {
     #[test]
     fn fields_are_found_behind_a_hostile_name() {
         let stat = Stat::parse(format!("7 (a) Z 1 1 1 () S {TAIL}").as_bytes()).unwrap();
-        assert_eq!(stat, Stat { state: b'S', parent: 1, session: 5, threads: 3, began: 4242 });
+        assert_eq!(stat, Stat { state: b'S', parent: 1, group: 7, session: 5, threads: 3, began: 4242 });
     }
 
     #[test]

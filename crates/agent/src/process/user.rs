@@ -8,8 +8,13 @@ use std::{
     process::Command,
 };
 
-use nix::{errno::Errno, unistd::geteuid};
+use nix::{
+    errno::Errno,
+    unistd::{geteuid, getuid},
+};
 use tonic::Status;
+
+use crate::apart::CAPABILITIES;
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
@@ -71,8 +76,7 @@ impl User {
         }
     }
 
-    /// Lets what `command` starts be this user.
-    pub(super) fn apply(self, command: &mut Command) {
+    fn apply(self, command: &mut Command) {
         let Self { uid, gid, groups, .. } = self;
         let change = move || {
             // System calls, since the C library's functions of these names stop the other threads, which a fork leaves
@@ -87,6 +91,23 @@ impl User {
         };
         // SAFETY: plain system calls are async-signal-safe.
         unsafe { command.pre_exec(change) };
+    }
+}
+
+/// Lets what `command` starts be `user`, or the agent's own: wholly, also where the agent stands apart and is its own user
+/// by the effective id alone.
+pub(super) fn apply(user: Option<User>, command: &mut Command) {
+    let own = geteuid().as_raw();
+    match user {
+        Some(user) => user.apply(command),
+        None if getuid().as_raw() != own => {
+            // Three ids that it has already, so that it takes no capability.
+            // SAFETY: a plain system call is async-signal-safe.
+            let change = move || unsafe { Errno::result(libc::syscall(libc::SYS_setresuid, own, own, own)) };
+            // SAFETY: as above.
+            unsafe { command.pre_exec(move || change().map(drop).map_err(io::Error::from)) };
+        }
+        None => {}
     }
 }
 
@@ -146,8 +167,7 @@ fn read_table(path: &str) -> String {
 
 /// Whether the agent has the capabilities in effect (capget(2)).
 fn may_change() -> bool {
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = [VERSION_3, 0];
+    let header = [CAPABILITIES, 0];
     // Effective, permitted and inheritable, of the first and of the second 32.
     let mut data = [0_u32; 6];
     // SAFETY: both are as large as version 3 of the call has them, and live.

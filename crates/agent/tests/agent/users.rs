@@ -1,10 +1,13 @@
 //! Who processes run as.
 
-use cloud_sandbox_proto::agent::v1::{StagedFile, Start, WindowSize};
+use cloud_sandbox_proto::agent::v1::{ContinueProcessesRequest, StagedFile, Start, StopProcessesRequest, WindowSize};
 use nix::unistd::{User, geteuid};
 use tonic::Code;
 
-use crate::rig::{Agent, program, sh};
+use crate::{
+    files::Files,
+    rig::{Agent, program, sh},
+};
 
 fn run_as(user: &str, start: Start) -> Start {
     Start { user: user.to_owned(), ..start }
@@ -84,6 +87,61 @@ async fn another_user_reads_its_staged_code_and_owns_its_terminal() {
 async fn processes_of_others_end_with_their_session() {
     let Some(agent) = agent_of_root().await else { return };
     let running = agent.open(run_as("4321", sh("sleep 20 & sleep 20"))).await.unwrap();
+    assert!(running.signal(0).await.unwrap());
+    assert_eq!(running.outcome().await.exited.signal, 9);
+}
+
+/// Fails unless processes are the user alone, without a capability, and cannot signal the agent.
+async fn stands_apart(agent: &Agent, user: u32) {
+    let script = format!(
+        "id -ru; id -u; grep -hE '^Cap(Prm|Eff|Bnd)' /proc/self/status | cut -f 2 | sort -u; \
+         for s in 0 HUP STOP KILL; do kill -s $s {} 2>/dev/null && echo through; done; echo end",
+        agent.pid()
+    );
+    assert_eq!(agent.sh(&script).await.text(), format!("{user}\n{user}\n0000000000000000\nend\n"));
+}
+
+#[tokio::test]
+async fn an_agent_stands_apart_from_root_as_well() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let agent = Agent::start_apart_from(0).await.expect("root may");
+    stands_apart(&agent, 0).await;
+    let running = agent.open(sh("sleep 20 & sleep 20")).await.unwrap();
+    assert!(running.signal(0).await.unwrap());
+    assert_eq!(running.outcome().await.exited.signal, 9);
+}
+
+#[tokio::test]
+async fn an_agent_that_stands_apart_is_not_its_users_to_signal_and_works_as_they_do() {
+    const USER: u32 = 54_321;
+    if !geteuid().is_root() {
+        return;
+    }
+    let agent = Files::of(Agent::start_apart_from(USER).await.expect("root may")).await;
+    stands_apart(&agent, USER).await;
+    let told = agent.sh(&format!("echo 1 > /proc/{}/oom_score_adj || echo refused", agent.pid())).await;
+    assert_eq!(told.text(), "refused\n");
+
+    let path = agent.path("theirs");
+    agent.write(&path, b"x", 0).await.unwrap();
+    assert!(agent.write("/etc/ours", b"x", 0).await.is_err(), "root's");
+    let owner = agent.sh(&format!("find {path} -printf '%U\n'; echo more >> {path} && echo written")).await;
+    assert_eq!(owner.text(), format!("{USER}\nwritten\n"));
+
+    let terminal = Some(WindowSize { rows: 24, cols: 80 });
+    let mut start = Start { terminal, ..sh("id -ru; find $(tty) -printf '%U\\n'") };
+    start.user = USER.to_string();
+    let told = agent.run(start).await;
+    assert_eq!(told.text().replace('\u{4}', ""), format!("{USER}\r\n{USER}\r\n"));
+
+    let mut running = agent.open(sh("sleep 20 & echo ready; wait")).await.unwrap();
+    running.read_until("ready\n").await;
+    let mut client = agent.agent.client.clone();
+    let stopped = client.stop_processes(StopProcessesRequest {}).await.unwrap().into_inner().processes;
+    assert_eq!(stopped.len(), 2, "{stopped:?}");
+    client.continue_processes(ContinueProcessesRequest {}).await.unwrap();
     assert!(running.signal(0).await.unwrap());
     assert_eq!(running.outcome().await.exited.signal, 9);
 }

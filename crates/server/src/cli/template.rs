@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::settings::parse_bytes;
+use crate::{client::SERVER_ENV, settings::parse_bytes};
 
 #[derive(Debug, Args)]
 pub struct TemplateArgs {
     #[command(subcommand)]
     pub action: TemplateAction,
     /// The server to ask
-    #[arg(long, global = true, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, global = true, value_name = "URL", env = SERVER_ENV, hide_env_values = true, default_value = "http://127.0.0.1:8080")]
     pub server: String,
     /// The bearer token for the server; by default the one in the environment (CLOUD_SANDBOX_TOKEN), or one made with the
     /// secret in the data folder

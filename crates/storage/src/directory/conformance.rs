@@ -12,7 +12,7 @@ macro_rules! directory_suite {
             entry_is_read_back_as_written,
             put_again_replaces,
             removed_entry_is_gone_and_may_be_removed_again,
-            entry_goes_when_its_lease_ends,
+            entry_is_found_until_its_node_has_told_its_end,
             entry_put_with_its_lease_over_is_not_there,
             list_is_the_tenants_own_in_order_of_ids,
             list_pages_without_gap_or_repeat,
@@ -109,12 +109,20 @@ pub(crate) async fn removed_entry_is_gone_and_may_be_removed_again(directory: &d
     }
 }
 
-pub(crate) async fn entry_goes_when_its_lease_ends(directory: &dyn Directory) {
-    let entry = entry("t", "u", BLINK);
-    directory.put_sandbox(&entry).await.unwrap();
+pub(crate) async fn entry_is_found_until_its_node_has_told_its_end(directory: &dyn Directory) {
+    let (just, long) = (entry("t", "u", BLINK), entry("t", "u", MINUTE));
+    let long = SandboxEntry { expires_at: SystemTime::now() - ENDS_WITHIN + BLINK, ..long };
+    for entry in [&just, &long] {
+        directory.put_sandbox(entry).await.unwrap();
+    }
     tokio::time::sleep(BLINK * 2).await;
-    assert_eq!(directory.sandbox(entry.id).await.unwrap(), None);
-    directory.remove_sandbox(entry.id).await.unwrap();
+    assert_eq!(directory.sandbox(just.id).await.unwrap(), Some(just.clone()));
+    assert_eq!(directory.sandbox(long.id).await.unwrap(), None);
+    assert_eq!(listed(directory, &of("t")).await, []);
+    for entry in [just, long] {
+        directory.remove_sandbox(entry.id).await.unwrap();
+        assert_eq!(directory.sandbox(entry.id).await.unwrap(), None);
+    }
 }
 
 pub(crate) async fn entry_put_with_its_lease_over_is_not_there(directory: &dyn Directory) {

@@ -55,7 +55,7 @@ impl State {
         }
         self.purged_at = Some(now);
         let clock = SystemTime::now();
-        self.sandboxes.retain(|_, entry| clock < entry.expires_at);
+        self.sandboxes.retain(|_, entry| entry.is_there(clock));
         self.nodes.retain(|_, node| node.lives(now));
         self.claims.retain(|_, claim| claim.lives(now));
     }
@@ -93,7 +93,7 @@ impl Directory for MemoryDirectory {
 
     async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxEntry>, StorageError> {
         let now = SystemTime::now();
-        Ok(self.state().sandboxes.get(&id).filter(|entry| now < entry.expires_at).cloned())
+        Ok(self.state().sandboxes.get(&id).filter(|entry| entry.is_there(now)).cloned())
     }
 
     async fn sandboxes(
@@ -155,14 +155,16 @@ impl Directory for MemoryDirectory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::conformance;
+    use crate::directory::{ENDS_WITHIN, conformance};
 
     conformance::directory_suite!(((), MemoryDirectory::new()));
 
     #[tokio::test]
     async fn writes_purge_what_has_expired() {
         let directory = MemoryDirectory::new();
-        directory.put_sandbox(&conformance::entry("t", "u", Duration::ZERO)).await.unwrap();
+        let long_over = SystemTime::now() - ENDS_WITHIN;
+        let entry = SandboxEntry { expires_at: long_over, ..conformance::entry("t", "u", Duration::ZERO) };
+        directory.put_sandbox(&entry).await.unwrap();
         directory.claim("old", "1", Duration::ZERO).await.unwrap();
         directory.state().purged_at = None;
         directory.claim("new", "1", Duration::from_secs(9)).await.unwrap();

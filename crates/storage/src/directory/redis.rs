@@ -24,7 +24,7 @@ use fred::{
 };
 use tokio::task::JoinHandle;
 
-use super::{Claim, Directory, NodeEntry, SandboxEntry, SandboxFilter};
+use super::{Claim, Directory, ENDS_WITHIN, NodeEntry, SandboxEntry, SandboxFilter};
 use crate::{
     error::StorageError,
     redis::{self, Absence, CONNECT_WITHIN},
@@ -33,8 +33,9 @@ use record::{NodeRecord, SandboxRecord, read, read_or_skip, write};
 
 const STORE: &str = "redis";
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// An entry outlives its lease by this, unseen, so that removing it still finds the tenant's set that names it.
-const GRACE: Duration = Duration::from_secs(60);
+/// An entry outlives its lease by this, so that it is found as long as it must be, and removing it later still finds the
+/// tenant's set that names it.
+const GRACE: Duration = Duration::from_secs(60 + ENDS_WITHIN.as_secs());
 /// The set of a tenant that makes no more sandboxes goes by itself: later than the longest lease, which is a day.
 const SET_KEPT_FOR: Duration = Duration::from_secs(25 * 3600);
 const NODES: &str = "cloud-sandbox:nodes";
@@ -169,7 +170,7 @@ impl Directory for RedisDirectory {
     async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxEntry>, StorageError> {
         let text: Option<String> = self.client.get(sandbox_key(id)).await.map_err(unavailable)?;
         let entry = text.map(|text| read::<SandboxRecord>(&text, "sandbox")?.entry()).transpose()?;
-        Ok(entry.filter(|entry| SystemTime::now() < entry.expires_at))
+        Ok(entry.filter(|entry| entry.is_there(SystemTime::now())))
     }
 
     async fn sandboxes(

@@ -18,6 +18,8 @@ use crate::kernel;
 
 /// As many as the kernel follows (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
+/// With the NUL behind it (path_resolution(7)).
+const MAX_PATH: usize = 4096;
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// The path of an entry within the folder; none when it leads out of it.
@@ -73,7 +75,11 @@ impl Root {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(error) => return Err(error),
             }
-            above = self.open(&reached, FOLDER)?;
+            above = match openat(&above, part.as_os_str(), FOLDER | OFlag::O_NOFOLLOW, Mode::empty()) {
+                // a link, which may lead elsewhere below the root
+                Err(Errno::ENOTDIR | Errno::ELOOP) => self.open(&reached, FOLDER)?,
+                opened => opened?,
+            };
         }
         Ok(above)
     }
@@ -96,6 +102,9 @@ impl Root {
     /// The same where the kernel does not help: part by part, each from the folder above by descriptor, and each link
     /// read before anything is opened. What becomes a link in between is refused.
     fn resolve(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+        if path.as_os_str().len() >= MAX_PATH {
+            return Err(Errno::ENAMETOOLONG);
+        }
         // the way back up: nobody can lead it elsewhere by moving a folder
         let mut way = vec![openat(&self.folder, ".", FOLDER, Mode::empty())?];
         let mut left = parts(path);
@@ -179,6 +188,9 @@ mod tests {
         assert!(folder.join("real/new").is_dir());
         symlink("../real/./../in/new/", folder.join("real/round")).unwrap();
         symlink("loop", folder.join("loop")).unwrap();
+        let deep = "deep/".repeat(800);
+        assert!(root.make(Path::new(&deep)).is_ok());
+        assert!(root.resolve(Path::new(&deep), FOLDER).is_ok());
         for out in ["out", "out/x", "absolute/x"] {
             assert_eq!(root.make(Path::new(out)).err(), Some(Errno::EXDEV), "{out}");
         }
@@ -198,6 +210,7 @@ mod tests {
             ("none/x", Errno::ENOENT),
             ("file", Errno::ENOTDIR),
             ("file/x", Errno::ENOTDIR),
+            (&"x/".repeat(2048), Errno::ENAMETOOLONG),
         ] {
             for flags in [FOLDER, OFlag::O_DIRECTORY] {
                 assert_eq!(root.open(Path::new(path), flags).err(), Some(error), "{path}");

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt,
+    os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Instant,
@@ -87,6 +87,31 @@ impl Agent {
         // SAFETY: prctl is async-signal-safe.
         unsafe { command.pre_exec(forgo) };
         Self::of(command, temporary_folder()).await.expect("the agent serves")
+    }
+
+    /// Starts it as root that acts as `user`, whose its temporary folder is; none where the tests may not do that.
+    pub async fn start_apart_from(user: u32) -> Option<Self> {
+        let (folder, user) = (temporary_folder(), user.to_string());
+        let told = ["--apart-from", user.as_str()];
+        chown(folder.path(), user.parse().ok(), None).ok()?;
+        match Place::of_agents() {
+            Place::Here => {
+                let mut command = Command::new(PROGRAM);
+                command.arg("--listen").arg(folder.path().join("agent.sock")).args(told).stdin(Stdio::null());
+                Self::connect(command.spawn().ok()?, folder, None).await
+            }
+            Place::Stdio => {
+                let mut command = Command::new(PROGRAM);
+                command.arg("--stdio").args(told).stdin(Stdio::piped()).stdout(Stdio::piped());
+                Self::bridged(command, folder).await
+            }
+            Place::Docker(runtime) => {
+                let options = ["--cap-drop=ALL", "--cap-add=SETUID", "--cap-add=SETPCAP"];
+                let mut command = container(runtime.as_deref(), folder.path(), &options);
+                command.args(told).stdin(Stdio::piped()).stdout(Stdio::piped());
+                Self::bridged(command, folder).await
+            }
+        }
     }
 
     /// Starts it on a socket that listens already.
