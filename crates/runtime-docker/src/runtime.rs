@@ -22,7 +22,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     container::{Brought, Common},
     engine::Engine,
-    events,
+    events::{self, Following},
     facts::{Facts, Kernel},
     images, programs,
     sandbox::{Sandbox, Way},
@@ -71,6 +71,7 @@ pub struct Inner {
     preparing: Mutex<()>,
     networks: OnceLock<Networks>,
     watching: OnceLock<()>,
+    pub(crate) following: Following,
 }
 
 impl DockerRuntime {
@@ -88,6 +89,7 @@ impl DockerRuntime {
             preparing: Mutex::default(),
             networks: OnceLock::new(),
             watching: OnceLock::new(),
+            following: Following::default(),
         };
         Self { inner: Arc::new(inner), living: watch::Sender::new(()) }
     }
