@@ -56,8 +56,10 @@ TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
 	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
-	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
-	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
+	@skip=",$${CLOUD_SANDBOX_TEST_SKIP:-},"; program="$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; \
+	if [[ $$skip == *,vm,* ]]; then echo "left out: tests/vm"; else tests/vm/cgroup2.sh "$$program"; fi; \
+	if [[ $$skip == *,vm,* || $$skip == *,docker,* ]]; then echo "left out: tests/vm/containers.sh"; \
+	else tests/vm/containers.sh "$$program"; fi
 	tests/setup/docker.py $(MAKE) --no-print-directory test-rust
 	$(MAKE) --no-print-directory test-sdk
 

@@ -8,6 +8,7 @@ mod chaos;
 mod command_line;
 mod containers;
 mod contexts;
+mod daemon;
 #[path = "../setup/docker.rs"]
 mod docker;
 mod egress;
@@ -25,6 +26,8 @@ mod isolation;
 mod left_out;
 mod lifecycle;
 mod limits;
+#[path = "../setup/own_engine.rs"]
+mod own_engine;
 mod postgres;
 #[path = "../setup/postgres.rs"]
 mod postgres_server;

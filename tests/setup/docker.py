@@ -31,6 +31,7 @@ import images
 # on disk, where /tmp may be memory, and short, as paths of sockets must be
 FOLDERS = Path("/var/tmp")
 PREFIX = "engine-of-cloud-sandbox-"
+LOCK = "lock"
 START_WITHIN = 60.0
 STOP_WITHIN = 20.0
 # Debian's runsc takes every network namespace for the host's on new kernels, and refuses it: it must not look.
@@ -46,11 +47,14 @@ class Failed(Exception):
 class Engine:
     """A running engine, in a folder that goes with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: dict[str, object] | None = None) -> None:
+        """One with settings of its own, beside those that keep it apart from others."""
+        self.settings = settings or {}
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS))
         # an ordinary user may try the socket, and be refused
         self.folder.chmod(0o711)
         # held as long as this program lives: see `sweep`
+        (self.folder / LOCK).touch()
         self.lock = lock(self.folder)
         self.socket = self.folder / "docker.sock"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -76,10 +80,14 @@ class Engine:
             "cgroup-parent": f"/{self.folder.name}",
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "shutdown-timeout": 5,
+            **self.settings,
         }
         (self.folder / "daemon.json").write_text(json.dumps(settings))
         self.spawn("containerd", "--config", str(self.folder / "containerd.toml"))
         self.wait(containerd.exists)
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
         self.spawn("dockerd", "--config-file", str(self.folder / "daemon.json"))
         self.wait(self.answers)
 
@@ -88,7 +96,7 @@ class Engine:
         # engine to `stop`. And with nothing of whoever runs the tests: no proxy, no registry's credentials.
         command = ["setpriv", "--pdeathsig", "TERM", "--", program, *arguments]
         environment = {"PATH": PATH, "HOME": str(self.folder), "TMPDIR": str(self.folder)}
-        with (self.folder / f"{program}.log").open("wb") as log:
+        with (self.folder / f"{program}.log").open("ab") as log:
             daemon = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -166,7 +174,7 @@ class Engine:
 
 def lock(folder: Path) -> IO[str]:
     """Takes the lock of a folder, or fails with a BlockingIOError. It is given back when the file is closed."""
-    file = (folder / "lock").open("w")
+    file = (folder / LOCK).open()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -213,6 +221,12 @@ def remove(folder: Path) -> None:
     # the latest first: they may lie in one another
     for mount in reversed(mounts_below(folder)):
         subprocess.run(["umount", "--lazy", mount], check=True)
+    # the lock last, so that nobody else removes it meanwhile
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
     shutil.rmtree(folder)
 
 

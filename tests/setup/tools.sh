@@ -38,7 +38,7 @@ fi
 wants() { [[ $purpose == test && ",${CLOUD_SANDBOX_TEST_SKIP:-}," != *,$1,* ]]; }
 lacks() { ! PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
 if wants docker; then
-  declare -A engine=([dockerd]=docker.io [containerd]=containerd [runc]=runc [runsc]=runsc [mmdebstrap]=mmdebstrap)
+  declare -A engine=([dockerd]=docker.io [containerd]=containerd [runc]=runc [runsc]=runsc [crun]=crun [mmdebstrap]=mmdebstrap)
   for program in "${!engine[@]}"; do
     ! lacks "$program" || missing+=("${engine[$program]}")
   done

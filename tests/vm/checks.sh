@@ -1,53 +1,14 @@
 #!/bin/bash
-# What is checked inside the virtual machine, as its first process. Prints a line for each check (as TAP has them), and
-# what a failed one has printed.
+# What is checked of the native runtime inside the virtual machine.
 set -euo pipefail
 export PATH=/usr/bin HOME=/tmp
+source /guest.sh
 
-readonly ROOT=/sys/fs/cgroup
-readonly URL=http://127.0.0.1:8080
 readonly MEMORY=$((64 * 1024 * 1024)) PIDS=24
-
-count=0
-# Runs `NAME COMMAND...` and says whether it went well.
-check() {
-  local name=$1 code=0
-  count=$((count + 1))
-  # in a process of its own, since the shell of a condition does not heed set -e
-  bash "$0" "${@:2}" >/tmp/check.log 2>&1 </dev/null || code=$?
-  if ((code == 0)); then
-    echo "ok $count $name"
-  else
-    echo "not ok $count $name (exit $code)"
-    tail -n 50 /tmp/check.log | sed 's/^/# /'
-  fi
-}
-
-fail() {
-  echo "$*"
-  return 1
-}
-
-# Waits up to 20 s until a command succeeds.
-eventually() {
-  local deadline=$((SECONDS + 20))
-  until "$@"; do
-    ((SECONDS < deadline)) || fail "still not: $*"
-    sleep 0.1
-  done
-}
 
 # The groups of servers and sandboxes below $1.
 groups() { find "$1" -mindepth 1 -type d -name 'cloud-sandbox-*'; }
 no_groups() { [[ -z $(groups "$ROOT") ]]; }
-
-# Expects the exit code $1 of the rest.
-exits() {
-  local wanted=$1 code=0
-  shift
-  "$@" || code=$?
-  ((code == wanted)) || fail "exit code $code, not $wanted: $*"
-}
 
 # Whether the doctor finds every limit, in a hierarchy below $1.
 doctor_is_content() {
@@ -112,15 +73,6 @@ start_server() {
   trap 'kill -KILL "$server" 2>/dev/null || true; tail -n 20 /tmp/server.log' EXIT
   eventually wget -qO /dev/null "$URL/readyz"
 }
-
-# Calls POST $1 with the body $2, and prints the answer.
-post() {
-  wget -qO- --header "Content-Type: application/json" ${token:+--header "Authorization: Bearer $token"} \
-    --post-data "${2-{\}}" "$URL$1"
-}
-
-# The text that the JSON on standard input has as $1.
-field() { grep -o "\"$1\": *\"[^\"]*\"" | head -n 1 | cut -d '"' -f 4; }
 
 # Starts a server and a session, whose ids are left in $session, $sandbox, and its group in $group.
 start_session() {
@@ -236,7 +188,6 @@ with_own_hierarchy() {
 }
 
 everything() {
-  ip link set lo up
   check "root: doctor finds every limit" doctor_is_content "$ROOT"
   check "root: output and exit code" runs_a_program
   check "root: memory limit" memory_hog_is_killed
@@ -250,13 +201,6 @@ everything() {
   check "user: delegated group may be busy" as_user_with_a_group group_is_busy
   check "user: kill -9 is cleaned up after" as_user_with_a_group killed_run_is_cleaned_up_after
   check "user: works without a delegated group" as_user_in "$ROOT" not_delegated
-  echo "1..$count"
 }
 
-if (($$ == 1)); then
-  # without its first process the kernel panics, and that takes the last lines along
-  trap 'poweroff -f' EXIT
-  everything
-else
-  "$@"
-fi
+run_checks "$@"

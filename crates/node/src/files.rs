@@ -28,7 +28,8 @@ pub(crate) use upload::upload;
 pub(crate) type Files = FileServiceClient<Channel>;
 
 /// How long to wait for word that the sandbox ended when its connection breaks: that is usually why.
-const END_PATIENCE: Duration = Duration::from_secs(1);
+/// More than a container's end takes to be noticed where its daemon has nothing to say.
+const END_PATIENCE: Duration = Duration::from_secs(8);
 /// Fields that only the agent can judge; its refusal begins with the name.
 const JUDGED_BY_AGENT: [&str; 4] = ["glob", "pattern", "page_token", "if_etag"];
 

@@ -184,8 +184,7 @@ impl Shared {
         }
         sandbox.end(if keep_journal { EndCause::Paused } else { EndCause::Released });
         let finished = timeout(self.options.release_patience, sandbox.finished.cancelled()).await;
-        finished
-            .map_err(|elapsed| Error::internal(&format!("destroy sandbox {id} in time; it is tried again"), elapsed))?;
+        finished.map_err(|elapsed| sandbox.undestroyed(elapsed))?;
         // it had ended in another way just before
         if !keep_journal {
             self.release_archived(id).await;

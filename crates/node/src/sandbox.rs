@@ -30,7 +30,7 @@ use cloud_sandbox_proto::{
 use cloud_sandbox_runtime::RuntimeError;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -135,6 +135,8 @@ pub(crate) struct Sandbox {
     view: watch::Receiver<View>,
     hits: Mutex<Hits>,
     busy: Mutex<Option<Busy>>,
+    /// why its runtime cannot destroy it now
+    away: Mutex<Option<String>>,
 }
 
 impl Sandbox {
@@ -248,6 +250,23 @@ impl Sandbox {
     pub(crate) fn end(&self, cause: EndCause) {
         // an owner that is gone has ended it already
         let _ = self.mailbox.send(Command::End(cause));
+    }
+
+    /// Takes note of why its runtime, which is away, has not destroyed it yet.
+    pub(crate) fn note_away(&self, why: Option<String>) {
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why it is not destroyed in time, and that it will be.
+    pub(crate) fn undestroyed(&self, elapsed: Elapsed) -> Error {
+        let (id, away) = (self.id, self.away.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        match away {
+            Some(why) => {
+                let message = format!("sandbox {id} is destroyed as soon as there is its runtime again: {why}");
+                Error::new(ErrorKind::Unavailable, reason::RUNTIME_UNAVAILABLE, message)
+            }
+            None => Error::internal(&format!("destroy sandbox {id} in time; it is tried again"), elapsed),
+        }
     }
 
     pub(crate) fn abandon(&self) {

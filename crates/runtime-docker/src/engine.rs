@@ -7,6 +7,7 @@ use std::{
     env, fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bollard::{
@@ -23,6 +24,8 @@ const SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
 const USERS_SOCKET: &str = "podman/podman.sock";
 /// How long an answer may take to begin, in seconds. A daemon that is short of CPU starts dozens of containers at once.
 const PATIENCE: u64 = 120;
+/// The same for a mere sign of life. An engine that is not there is known at once not to be.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
 /// The same for what a daemon answers when it has unpacked an archive.
 pub const LONG: u64 = 3600;
 
@@ -111,6 +114,12 @@ impl Engine {
         let facts = Arc::new(Facts::of(info)?);
         *self.known() = Known { facts: Some(Arc::clone(&facts)), stale: false };
         Ok(facts)
+    }
+
+    /// Whether it is seen to be away; one that is slow is there.
+    pub async fn is_away(&self) -> bool {
+        let Ok(client) = self.client() else { return true };
+        matches!(tokio::time::timeout(PING_PATIENCE, client.ping()).await, Ok(Err(_)))
     }
 
     /// What it said last.

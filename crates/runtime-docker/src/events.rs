@@ -6,7 +6,10 @@
 use std::{
     collections::HashSet,
     pin::pin,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -32,8 +35,30 @@ const AGAIN_MAX: Duration = Duration::from_secs(2);
 const OVERLAP: Duration = Duration::from_millis(1);
 
 /// What became of a sandbox.
-pub const ENGINE_STOPPED: &str = "ended with its Docker Engine, which stopped";
+pub const ENGINE_AWAY: &str = "ended while its Docker Engine was stopped or did not answer";
 const REMOVED: &str = "was removed from outside";
+
+/// Whether events are being followed.
+#[derive(Default)]
+pub struct Following(AtomicU64);
+
+impl Following {
+    /// A number that is another one after each break, and `None` while there is one.
+    pub fn unbroken(&self) -> Option<u64> {
+        // odd between a beginning and an end
+        Some(self.0.load(Ordering::Relaxed)).filter(|count| count % 2 == 1)
+    }
+
+    fn begin(&self) {
+        self.0.fetch_or(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        if self.unbroken().is_some() {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 /// Watches until the runtime is dropped, which `living` tells.
 pub async fn watch(runtime: Weak<Inner>, mut living: watch::Receiver<()>) {
@@ -42,6 +67,9 @@ pub async fn watch(runtime: Weak<Inner>, mut living: watch::Receiver<()>) {
         while let Some(inner) = runtime.upgrade() {
             let seen = since;
             let broken = follow(inner, &runtime, &mut since, again).await;
+            if let Some(inner) = runtime.upgrade() {
+                inner.following.end();
+            }
             if since > seen {
                 pause = AGAIN;
             }
@@ -66,7 +94,7 @@ async fn follow(inner: Arc<Inner>, runtime: &Weak<Inner>, since: &mut Duration, 
     };
     let mut filters = container::filters(&inner.options.instance);
     filters.insert("type", vec!["container".to_owned()]);
-    let from = since.saturating_sub(OVERLAP);
+    let (from, asked) = (since.saturating_sub(OVERLAP), now());
     let from = format!("{}.{:09}", from.as_secs(), from.subsec_nanos());
     let options = EventsOptionsBuilder::default().since(&from).filters(&filters).build();
     let mut events = pin!(client.events(Some(options)));
@@ -77,10 +105,10 @@ async fn follow(inner: Arc<Inner>, runtime: &Weak<Inner>, since: &mut Duration, 
         tokio::select! {
             event = events.next() => match (event, runtime.upgrade()) {
                 (Some(Ok(event)), Some(inner)) => {
-                    if let Some(nanos) = event.time_nano.and_then(|nanos| u64::try_from(nanos).ok()) {
-                        *since = Duration::from_nanos(nanos);
-                    }
-                    take(&inner, &event);
+                    let nanos = event.time_nano.and_then(|nanos| u64::try_from(nanos).ok());
+                    let at = nanos.map(Duration::from_nanos);
+                    *since = at.unwrap_or(*since);
+                    take(&inner, &event, again && at.is_some_and(|at| at < asked));
                 }
                 (Some(Err(error)), Some(inner)) => return inner.engine.error("follow the Docker Engine's events", error),
                 (None, _) => return RuntimeError::Unavailable("the Docker Engine has closed its events".into()),
@@ -102,7 +130,8 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn take(inner: &Arc<Inner>, event: &EventMessage) {
+/// Takes note of an event; `missed` says that nobody listened when it happened.
+fn take(inner: &Arc<Inner>, event: &EventMessage, missed: bool) {
     let Some(actor) = &event.actor else { return };
     let attribute = |name: &str| actor.attributes.as_ref()?.get(name).map(String::as_str);
     let id: Option<SandboxId> = attribute(SANDBOX).and_then(|id| id.parse().ok());
@@ -111,14 +140,28 @@ fn take(inner: &Arc<Inner>, event: &EventMessage) {
         return;
     }
     match event.action.as_deref().unwrap_or_default() {
-        "die" => sandbox.exited(attribute("exitCode").and_then(|status| status.parse().ok()).unwrap_or(-1)),
+        "die" => {
+            let status = attribute("exitCode").and_then(|status| status.parse().ok()).unwrap_or(-1);
+            exited(inner, sandbox, status, missed);
+        }
         "kill" => sandbox.signalled(),
         "oom" => sandbox.ran_out_of_memory(),
-        "destroy" => sandbox.end(Some(REMOVED.into())),
+        // one that has died has a better reason, which may take a moment
+        "destroy" if sandbox.status().is_none() => sandbox.end(Some(REMOVED.into())),
         "pause" => check_frozen(inner, &sandbox, true),
         "unpause" => check_frozen(inner, &sandbox, false),
         _ => {}
     }
+}
+
+/// Takes note that a container has died. A daemon that stops says so of all its containers, as if they were killed one by one.
+fn exited(inner: &Arc<Inner>, sandbox: Arc<Sandbox>, status: i64, missed: bool) {
+    let Some(reason) = sandbox.exited(status) else { return sandbox.end(None) };
+    let inner = Arc::clone(inner);
+    tokio::spawn(async move {
+        let away = missed || inner.engine.is_away().await;
+        sandbox.end(Some(reason.told(away)));
+    });
 }
 
 /// Takes note that a container was paused or let go on. The event of what this server did may come after it has done the next
@@ -140,10 +183,12 @@ fn check_frozen(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>, frozen: bool) {
 async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     let Some(inner) = runtime.upgrade() else { return Ok(()) };
     // what is being started is not listed yet
-    let known: Vec<_> = inner.all().into_iter().filter(|sandbox| sandbox.first.get().is_some()).collect();
+    let there = |sandbox: &Arc<Sandbox>| sandbox.first.get().is_some() && !sandbox.has_ended();
+    let known: Vec<_> = inner.all().into_iter().filter(there).collect();
     let options = ListContainersOptionsBuilder::default().filters(&container::filters(&inner.options.instance)).build();
     let listed = inner.engine.client()?.list_containers(Some(options)).await;
     let listed = listed.map_err(|error| inner.engine.error("list the containers", error))?;
+    inner.following.begin();
     if again {
         // it may be another one, with other settings
         inner.engine.forget();
@@ -161,13 +206,15 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     }
     drop(inner);
     let living: HashSet<_> = listed.iter().filter_map(|container| container.id.as_deref()).collect();
-    let gone: Vec<_> = known.iter().filter(|sandbox| !living.contains(&*sandbox.container)).collect();
+    let gone = known.into_iter().filter(|sandbox| !living.contains(&*sandbox.container));
+    // not kept from being destroyed as a whole meanwhile
+    let gone: Vec<_> = gone.map(|sandbox| Arc::downgrade(&sandbox)).collect();
     if !gone.is_empty() {
         // events of what has happened meanwhile say it better
         sleep(REASON_WITHIN).await;
     }
-    for sandbox in gone {
-        sandbox.end(Some(if again { ENGINE_STOPPED } else { REMOVED }.into()));
+    for sandbox in gone.iter().filter_map(Weak::upgrade) {
+        sandbox.end(Some(if again { ENGINE_AWAY } else { REMOVED }.into()));
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     container::{self, INSTANCE, SANDBOX, Wanted},
     engine::{Facts, Kernel, has_status},
-    events::ENGINE_STOPPED,
+    events::ENGINE_AWAY,
     images,
     runtime::Inner,
     sandbox::{First, REASON_WITHIN, Sandbox, Way},
@@ -33,6 +33,8 @@ const REMOVED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long it is looked whether an agent comes up that has been started.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// What became of a sandbox whose container is there and cannot be reached.
+const CUT_OFF: &str = "was cut off: its Docker Engine has closed the streams to its agent";
 /// How many leftovers are removed at once.
 const REMOVALS: usize = 8;
 
@@ -183,7 +185,7 @@ impl Inner {
         complaint: Option<Complaint>,
     ) -> Result<(), Failure> {
         let started = client.start_container(&sandbox.container, None).await;
-        started.map_err(|error| self.engine.error("start a container", error))?;
+        started.map_err(|error| self.not_started(sandbox, error))?;
         let state = match client.inspect_container(&sandbox.container, None).await {
             Ok(found) => found.state.unwrap_or_default(),
             // removed by the daemon, as its first process has ended
@@ -197,11 +199,12 @@ impl Inner {
         let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
         let Some(pid) = pid else { return Err(ended_at_once(sandbox.status().or(state.exit_code))) };
         let process = Process::adopt(pid).ok();
-        if let Some(process) = &process {
-            self.watch(sandbox, process.clone());
+        if let Some(process) = process.clone() {
+            self.watch(sandbox, async move { process.ended().await }, None);
         }
-        if let Way::Socket(socket) = &sandbox.agent {
-            socket.expect(pid);
+        match &sandbox.agent {
+            Way::Socket(socket) => socket.expect(pid),
+            Way::Streams(streams) => self.watch(sandbox, streams.ended(), Some(CUT_OFF)),
         }
         let first = First { pid, process };
         if sandbox.first.set(first).is_err() {
@@ -214,20 +217,39 @@ impl Inner {
         }
     }
 
-    /// Ends the sandbox with its first process, where the daemon does not say so in time.
-    fn watch(self: &Arc<Self>, sandbox: &Arc<Sandbox>, process: Process) {
+    /// Why a container has not started. gVisor binds files into it as its root, who is nobody on a host where ids are mapped, and
+    /// says nothing of what nobody may not do.
+    fn not_started(&self, sandbox: &Sandbox, error: bollard::errors::Error) -> RuntimeError {
+        let maps_ids = self.engine.last_known().is_some_and(|facts| facts.user_namespaces);
+        match self.engine.error("start a container", error) {
+            RuntimeError::Host { source, .. } if sandbox.kernel == Kernel::Own && maps_ids => {
+                let needed =
+                    "the root of containers, as this Docker Engine maps it, must be let through to the data folder";
+                RuntimeError::Unsupported(format!("start a container that binds files by itself: {needed} ({source})"))
+            }
+            error => error,
+        }
+    }
+
+    /// Ends the sandbox with its first process, or with the streams to its agent, where the daemon does not say in time that it
+    /// has ended. One that is killed says nothing, and leaves its containers alive without streams.
+    fn watch(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        lost: impl Future<Output = ()> + Send + 'static,
+        otherwise: Option<&'static str>,
+    ) {
         let (inner, sandbox) = (Arc::downgrade(self), Arc::downgrade(sandbox));
         tokio::spawn(async move {
-            process.ended().await;
+            lost.await;
             let (Some(inner), Some(sandbox)) = (inner.upgrade(), sandbox.upgrade()) else { return };
-            if tokio::time::timeout(REASON_WITHIN, sandbox.ended()).await.is_ok() {
+            let following = inner.following.unbroken();
+            if following.is_some() && tokio::time::timeout(REASON_WITHIN, sandbox.ended()).await.is_ok() {
                 return;
             }
-            let there = match inner.engine.client() {
-                Ok(client) => client.ping().await.is_ok(),
-                Err(_) => false,
-            };
-            sandbox.end((!there).then(|| ENGINE_STOPPED.to_owned()));
+            let unbroken = following.is_some() && inner.following.unbroken() == following;
+            let why = if unbroken { otherwise } else { Some(ENGINE_AWAY) };
+            sandbox.end(why.map(ToOwned::to_owned));
         });
     }
 
@@ -239,7 +261,14 @@ impl Inner {
         if sandbox.is_frozen() {
             self.wake(&client, &sandbox.container).await;
         }
-        self.remove(&client, &sandbox.container).await?;
+        let removed = self.remove(&client, &sandbox.container).await;
+        if let (Err(RuntimeError::Unavailable(_)), Some(First { process: Some(process), .. })) =
+            (&removed, sandbox.first.get())
+        {
+            // what it runs ends now, its container when there is a daemon again
+            process.kill();
+        }
+        removed?;
         sandbox.end(None);
         // last, so that a destroy that failed is tried again as a whole
         self.forget(id);

@@ -22,7 +22,8 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     container::{Brought, Common},
     engine::{Engine, Facts, Kernel},
-    events, images, programs,
+    events::{self, Following},
+    images, programs,
     sandbox::{Sandbox, Way},
 };
 
@@ -67,6 +68,7 @@ pub struct Inner {
     preparing: Mutex<()>,
     networks: OnceLock<Networks>,
     watching: OnceLock<()>,
+    pub(crate) following: Following,
 }
 
 impl DockerRuntime {
@@ -84,6 +86,7 @@ impl DockerRuntime {
             preparing: Mutex::default(),
             networks: OnceLock::new(),
             watching: OnceLock::new(),
+            following: Following::default(),
         };
         Self { inner: Arc::new(inner), living: watch::Sender::new(()) }
     }

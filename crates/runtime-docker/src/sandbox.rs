@@ -10,12 +10,12 @@ use cloud_sandbox_runtime::{End, multiplex::Streams};
 use cloud_sandbox_runtime_linux::Process;
 use tokio::sync::watch;
 
-use crate::{engine::Kernel, socket::Socket, streams};
+use crate::{engine::Kernel, events::ENGINE_AWAY, socket::Socket, streams};
 
 /// The exit status of what was ended by SIGKILL.
 pub const KILLED: i64 = 137;
 /// How long the daemon may take to say why a process is gone that has been seen to be gone.
-pub const REASON_WITHIN: Duration = Duration::from_secs(2);
+pub const REASON_WITHIN: Duration = Duration::from_secs(5);
 
 /// A container of this server.
 pub struct Sandbox {
@@ -44,6 +44,24 @@ pub struct First {
 pub enum Way {
     Socket(Socket),
     Streams(Streams),
+}
+
+/// Why a container has died that nobody here wanted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    OutOfMemory,
+    Killed { status: i64 },
+}
+
+impl Reason {
+    /// In words that follow "it"; `away` says that its daemon was, when it died.
+    pub fn told(self, away: bool) -> String {
+        match self {
+            Self::OutOfMemory => "ran out of memory".to_owned(),
+            Self::Killed { .. } if away => ENGINE_AWAY.to_owned(),
+            Self::Killed { status } => format!("was killed from outside (exit code {status})"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -108,22 +126,19 @@ impl Sandbox {
         self.hints().status
     }
 
-    /// Its first process has ended with this status.
-    pub fn exited(&self, status: i64) {
-        let reason = {
-            let mut hints = self.hints();
-            hints.status = Some(status);
-            if hints.destroying {
-                None
-            } else if hints.oom_kills > 0 && status == KILLED && !hints.signalled {
-                Some("ran out of memory".to_owned())
-            } else if hints.signalled || status == KILLED {
-                Some(format!("was killed from outside (exit code {status})"))
-            } else {
-                None
-            }
-        };
-        self.end(reason);
+    /// Its first process has ended with this status: what that came of, unless it was the agent's own doing.
+    pub fn exited(&self, status: i64) -> Option<Reason> {
+        let mut hints = self.hints();
+        hints.status = Some(status);
+        if hints.destroying {
+            None
+        } else if hints.oom_kills > 0 && status == KILLED && !hints.signalled {
+            Some(Reason::OutOfMemory)
+        } else if hints.signalled || status == KILLED {
+            Some(Reason::Killed { status })
+        } else {
+            None
+        }
     }
 
     /// It has ended; only the first reason counts.
@@ -194,7 +209,8 @@ mod tests {
     async fn end_of(hints: impl Fn(&Sandbox), status: i64) -> Option<String> {
         let sandbox = sandbox();
         hints(&sandbox);
-        sandbox.exited(status);
+        let reason = sandbox.exited(status);
+        sandbox.end(reason.map(|reason| reason.told(false)));
         sandbox.end(Some("something later".into()));
         sandbox.ended().await.from_outside
     }
@@ -213,6 +229,12 @@ mod tests {
         assert_eq!(end_of(signalled_later, KILLED).await, killed, "what ran out before was one of its processes");
         let stopped = Some("was killed from outside (exit code 143)".to_owned());
         assert_eq!(end_of(Sandbox::signalled, 143).await, stopped);
+    }
+
+    #[test]
+    fn what_dies_with_its_daemon_was_not_killed_by_somebody() {
+        assert_eq!(Reason::Killed { status: KILLED }.told(true), ENGINE_AWAY);
+        assert_eq!(Reason::OutOfMemory.told(true), "ran out of memory");
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ pub type Agent = Arc<dyn Fn(SandboxId, DuplexStream) + Send + Sync>;
 
 const PIPE: usize = 64 * 1024;
 /// What cannot be done without what a runtime works with.
-const OF_DAEMONS: [&str; 4] = ["available", "prepare", "create", "reclaim"];
+const OF_DAEMONS: [&str; 5] = ["available", "prepare", "create", "destroy", "reclaim"];
 
 /// A runtime whose sandboxes are served by the test.
 pub struct FakeRuntime {

@@ -77,10 +77,14 @@ impl Streams {
         Ok(Box::new(Stream { stream, _place: place }))
     }
 
-    /// Resolves when the session has ended: the agent, or what led to it, is gone.
-    pub async fn ended(&self) {
-        // an error says that its driver is gone; nothing is ever sent
-        let _ = self.over.clone().changed().await;
+    /// Resolves when the session has ended: the agent, or what led to it, is gone. Waiting for that does not keep it from
+    /// ending.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut over = self.over.clone();
+        async move {
+            // an error says that its driver is gone; nothing is ever sent
+            let _ = over.changed().await;
+        }
     }
 }
 

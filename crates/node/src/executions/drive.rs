@@ -19,7 +19,8 @@ use crate::{
 };
 
 /// How long to wait for word that the sandbox ended when its connection breaks: that is usually why.
-const END_PATIENCE: Duration = Duration::from_secs(1);
+/// More than a container's end takes to be noticed where its daemon has nothing to say.
+const END_PATIENCE: Duration = Duration::from_secs(8);
 /// What ends sooner, and well, has not run into a limit that mattered to it: filling even the smallest sandbox takes longer.
 /// It spares quick runs a look at the sandbox's counters.
 const OOM_TIME: Duration = Duration::from_millis(20);

@@ -63,6 +63,7 @@ pub(crate) fn spawn(
         view: watched,
         hits: Mutex::default(),
         busy: Mutex::new(None),
+        away: Mutex::default(),
     });
     node.table().insert(id, Arc::clone(&sandbox));
     let owner = Owner {

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cloud_sandbox_model::{SandboxState, error::chain};
+use cloud_sandbox_runtime::RuntimeError;
 use cloud_sandbox_storage::StorageError;
 use tokio::time::{sleep, timeout};
 
@@ -12,6 +13,8 @@ use crate::archive::Archived;
 
 const DESTROY_PAUSE: Duration = Duration::from_millis(100);
 const DESTROY_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// The same while its runtime is away, which may be back at any moment.
+const AWAY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long the end of a sandbox waits for its executions to be recorded as ended with it.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -55,11 +58,18 @@ impl Owner {
 
     async fn destroy(&self) {
         let mut pause = DESTROY_PAUSE;
+        let mut away = None;
         while let Err(error) = self.sandbox.origin.runtime.destroy(self.sandbox.id).await {
             metrics::counter!("cloud_sandbox_destroy_failed_total").increment(1);
-            tracing::warn!(error = chain(&error), retry_in = ?pause, "failed to destroy the sandbox");
+            let why = if let RuntimeError::Unavailable(why) = &error { Some(why.clone()) } else { None };
+            // said once for as long as it stays the same: it may be away for hours
+            if why.is_none() || why != away {
+                tracing::warn!(error = chain(&error), retry_in = ?pause, "failed to destroy the sandbox");
+            }
+            away.clone_from(&why);
+            self.sandbox.note_away(why);
             sleep(pause).await;
-            pause = (pause * 2).min(DESTROY_PAUSE_MAX);
+            pause = (pause * 2).min(if away.is_some() { AWAY_PAUSE_MAX } else { DESTROY_PAUSE_MAX });
         }
     }
 

@@ -193,6 +193,24 @@ async fn room_is_held_while_a_sandbox_cannot_be_destroyed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn sandbox_whose_runtime_is_away_is_destroyed_soon_after_that_is_back() {
+    let world = World::start(0, 1).await;
+    let id = world.acquire().await;
+    world.runtime.set_unavailable(true);
+    for _ in 0..2 {
+        let refusal = world.release(id).await.unwrap_err();
+        assert_eq!(refusal.words(), ("UNAVAILABLE", "RUNTIME_UNAVAILABLE"));
+        assert!(refusal.message.contains("as soon as there is its runtime again"), "{}", refusal.message);
+    }
+    // however long that takes
+    sleep(Duration::from_secs(3600)).await;
+    world.runtime.set_unavailable(false);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.runtime.sandboxes(), []);
+    assert_eq!(world.release(id).await.unwrap_err().reason, "SANDBOX_NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_connection_serves_a_sandbox() {
     let world = World::start(1, 1).await;
     let id = world.acquire().await;
