@@ -274,7 +274,7 @@ fn keeps_a_tunnel_beyond_its_policy(target: &Target) {
     std::thread::scope(|scope| {
         let held = scope.spawn(|| walled.wait(walled.api.python(&connected.id, &program)));
         walled.wait(crate::harness::eventually("the tunnel is open", || async {
-            walled.api.shell(&connected.id, "ls /tmp/open 2>/dev/null").await.contains("open")
+            walled.api.shell(&connected.id, "find /tmp/open 2>/dev/null").await.contains("open")
         }));
         assert_eq!(connected.set_policy(&json!({"mode": "egress", "allow": ["allowed.test"]})).0, 200);
         let printed = held.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

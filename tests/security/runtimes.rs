@@ -72,11 +72,13 @@ pub const RUNTIMES: &[Runtime] = &[
         themes: &[
             "agent",
             "archives",
+            "egress",
             "file_api",
             "files",
             "namespaces",
             "neighbours",
             "network",
+            "policies",
             "privileges",
             "races",
         ],
@@ -89,6 +91,7 @@ pub const RUNTIMES: &[Runtime] = &[
             ),
             ("agent", "reads_where_its_memory_is", "its kernel shows that of anybody; the memory itself stays closed"),
             ("agent", "starves_it", "its kernel takes note of priorities and processors, and does not go by them"),
+            ("egress", "opens_tunnels_without_end", "the agent closes what is too much, before the proxy sees it"),
             (
                 "file_api",
                 "reads_a_file_that_is_larger_than_everything",

@@ -74,6 +74,10 @@ const NOT_UNDER_GVISOR: &[(&str, &[&str])] = &[
         "no file tells its holes: they are read as zeros, so that what is huge and empty takes time",
         &["file_trees::holes_stay_holes_and_large_files_are_copied_whole", "trees::holes_are_neither_sent_nor_made"],
     ),
+    (
+        "each folder of a mounted one takes a descriptor on the host, which has not as many for it",
+        &["file_trees::twenty_thousand_levels_are_deleted"],
+    ),
     ("a terminal sends no signals for control characters", &["terminals::control_c_interrupts_the_foreground"]),
     ("a terminal has no end of file within a line", &["terminals::closed_input_is_end_of_file_also_within_a_line"]),
     (
