@@ -7,7 +7,7 @@
 mod rules;
 mod upload;
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc};
 
 use cloud_sandbox_model::{
     error::{Error, ErrorKind, Result, reason},
@@ -16,7 +16,6 @@ use cloud_sandbox_model::{
 use cloud_sandbox_proto::v1::file_service_client::FileServiceClient;
 use cloud_sandbox_rpc::to_status;
 use futures::{Stream, StreamExt, stream::BoxStream};
-use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
 use crate::sandbox::{InUse, Sandbox};
@@ -27,9 +26,6 @@ pub(crate) use upload::upload;
 /// The agent's client of files.
 pub(crate) type Files = FileServiceClient<Channel>;
 
-/// How long to wait for word that the sandbox ended when its connection breaks: that is usually why.
-/// More than a container's end takes to be noticed where its daemon has nothing to say.
-const END_PATIENCE: Duration = Duration::from_secs(8);
 /// Fields that only the agent can judge; its refusal begins with the name.
 const JUDGED_BY_AGENT: [&str; 4] = ["glob", "pattern", "page_token", "if_etag"];
 
@@ -145,8 +141,6 @@ fn judged(message: &str) -> Option<Error> {
 
 /// Why there is no answer.
 async fn lost(sandbox: &Sandbox, status: &Status) -> Error {
-    match timeout(END_PATIENCE, sandbox.ended.cancelled()).await {
-        Ok(()) => sandbox.ending_error(),
-        Err(_) => Error::internal("reach the sandbox's files", status.clone()),
-    }
+    let ended = sandbox.ended_meanwhile().await;
+    ended.unwrap_or_else(|| Error::internal("reach the sandbox's files", status.clone()))
 }

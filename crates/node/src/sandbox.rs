@@ -47,6 +47,9 @@ pub(crate) use start::{Started, start};
 /// How long an agent may take to say how full its disk is. It answers within a millisecond, unless its sandbox leaves it no
 /// CPU: then nobody waits for it.
 const CHECK_PATIENCE: Duration = Duration::from_millis(500);
+/// How long word of an end may take when a connection breaks: more than a container's end takes to be noticed where its
+/// daemon has nothing to say.
+const END_PATIENCE: Duration = Duration::from_secs(8);
 
 /// What a sandbox is doing, as its owner last said.
 #[derive(Debug, Clone)]
@@ -191,6 +194,11 @@ impl Sandbox {
         let end = self.view.borrow().end.clone();
         let error = self.gone(end.as_ref());
         if end == Some(EndCause::LeaseEnded) { error.with_reason(reason::LEASE_ENDED) } else { error }
+    }
+
+    /// The same when a connection to it breaks, which is usually why; none where nothing is heard of an end.
+    pub(crate) async fn ended_meanwhile(&self) -> Option<Error> {
+        timeout(END_PATIENCE, self.ended.cancelled()).await.ok().map(|()| self.ending_error())
     }
 
     fn gone(&self, end: Option<&EndCause>) -> Error {

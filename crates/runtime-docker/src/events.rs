@@ -212,3 +212,23 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn break_in_the_events_is_told_also_after_it() {
+        let following = Following::default();
+        assert_eq!(following.unbroken(), None);
+        following.end();
+        following.begin();
+        let first = following.unbroken().unwrap();
+        following.begin();
+        assert_eq!(following.unbroken(), Some(first));
+        following.end();
+        assert_eq!(following.unbroken(), None);
+        following.begin();
+        assert!(following.unbroken().is_some_and(|second| second != first));
+    }
+}

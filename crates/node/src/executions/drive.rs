@@ -18,9 +18,6 @@ use crate::{
     signals,
 };
 
-/// How long to wait for word that the sandbox ended when its connection breaks: that is usually why.
-/// More than a container's end takes to be noticed where its daemon has nothing to say.
-const END_PATIENCE: Duration = Duration::from_secs(8);
 /// What ends sooner, and well, has not run into a limit that mattered to it: filling even the smallest sandbox takes longer.
 /// It spares quick runs a look at the sandbox's counters.
 const OOM_TIME: Duration = Duration::from_millis(20);
@@ -188,10 +185,8 @@ impl Follower<'_> {
 
 /// Why an execution's end is not known, when its connection broke.
 pub(crate) async fn lost(sandbox: &Sandbox, status: &Status) -> Error {
-    match timeout(END_PATIENCE, sandbox.ended.cancelled()).await {
-        Ok(()) => sandbox.ending_error(),
-        Err(_) => unknown("the connection to the sandbox's agent broke").with_cause(status.clone()),
-    }
+    let ended = sandbox.ended_meanwhile().await;
+    ended.unwrap_or_else(|| unknown("the connection to the sandbox's agent broke").with_cause(status.clone()))
 }
 
 fn unknown(why: &str) -> Error {
