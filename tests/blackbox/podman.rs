@@ -69,7 +69,7 @@ async fn container_that_others_pause_or_kill_with_podman_is_a_sandbox_that_says_
     });
     let begun = json!({"argv": ["/busybox", "test", "-e", "/workspace/begun"]});
     eventually("it runs", || async { world.ada.execute(&id, begun.clone()).await["exit_code"] == 0 }).await;
-    act("kill");
+    world.docker.kill(&world.container(&id));
     let (status, answer) = running.await.unwrap();
     assert_eq!((status, reason(&answer)), (404, "SANDBOX_GONE"), "{answer}");
     assert!(answer.to_string().contains("outside"), "{answer}");

@@ -69,12 +69,16 @@ async fn what_is_done_with_podman_by_others_is_seen() {
     }
     let world = World::new();
     let killed = Some("was killed from outside (exit code 137)".to_owned());
-    for (method, what) in [("POST", "/kill"), ("DELETE", "?force=true")] {
+    for kill in [true, false] {
         let id = world.create().await;
         world.rig.agent(id).await;
-        world.act(method, id, what);
+        if kill {
+            world.podman.kill(&name(id));
+        } else {
+            world.act("DELETE", id, "?force=true");
+        }
         let end = timeout(SOON, world.rig.runtime.ended(id)).await.unwrap();
-        assert_eq!(end.from_outside, killed, "{method} {what}");
+        assert_eq!(end.from_outside, killed, "by kill: {kill}");
         world.rig.runtime.destroy(id).await.unwrap();
         assert!(!world.has(id));
     }
