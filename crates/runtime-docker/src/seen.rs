@@ -4,10 +4,14 @@
 use std::{collections::HashMap, io, time::Duration};
 
 use bollard::errors::Error;
+use bytes::Bytes;
 use cloud_sandbox_images::host::Address;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Request, StatusCode, client::conn::http1::handshake, header::HOST};
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     time::timeout,
 };
@@ -15,7 +19,7 @@ use tokio::{
 use crate::container::INSTANCE;
 
 /// More than any list of containers that one server has.
-const ANSWER_MAX: u64 = 64 * 1024 * 1024;
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
 /// A container, as its engine sees it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -66,34 +70,31 @@ pub async fn get(address: &Address, path: &str, patience: Duration) -> Result<Va
             Address::Tcp(host) => exchange(TcpStream::connect(host).await?, path).await,
         }
     };
-    match timeout(patience, answered).await {
-        Ok(answer) => read(&answer?),
-        Err(_) => Err(Error::RequestTimeoutError),
+    let (status, text) = timeout(patience, answered).await.map_err(|_| Error::RequestTimeoutError)??;
+    let answer: Result<Value, _> = serde_json::from_slice(&text);
+    if status.is_client_error() || status.is_server_error() {
+        let message = answer.unwrap_or_default()["message"].as_str().unwrap_or_default().to_owned();
+        return Err(Error::DockerResponseServerError { status_code: status.as_u16(), message });
     }
+    answer.map_err(broken)
 }
 
-/// Asks in the words of HTTP/1.0, in which an answer is all that comes.
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io::Result<Vec<u8>> {
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;
-    Ok(answer)
+/// The status and the whole of an answer, over a connection that is its own.
+async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> Result<(StatusCode, Bytes), Error> {
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let request = Request::get(path).header(HOST, "docker").body(Empty::<Bytes>::new()).map_err(broken)?;
+    let answered = async move {
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let text = Limited::new(answer.into_body(), ANSWER_MAX).collect().await.map_err(broken)?;
+        Ok((status, text.to_bytes()))
+    };
+    // it ends when the sender is dropped; what is wrong with it, the sender says
+    tokio::join!(answered, connection).0
 }
 
-fn read(answer: &[u8]) -> Result<Value, Error> {
-    let malformed = |what: &str| Error::IOError { err: io::Error::new(io::ErrorKind::InvalidData, what.to_owned()) };
-    const END: &[u8] = b"\r\n\r\n";
-    let end = answer.windows(END.len()).position(|window| window == END);
-    let (head, body) = answer.split_at(end.ok_or_else(|| malformed("the engine has closed the connection"))?);
-    let head = String::from_utf8_lossy(head);
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let status_code: u16 = status.ok_or_else(|| malformed("the engine's answer is no HTTP"))?;
-    let body: Value = serde_json::from_slice(&body[END.len()..]).unwrap_or_default();
-    if status_code >= 400 {
-        let message = body["message"].as_str().unwrap_or_default().to_owned();
-        return Err(Error::DockerResponseServerError { status_code, message });
-    }
-    if body.is_null() { Err(malformed("the engine's answer is cut off, or no JSON")) } else { Ok(body) }
+fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::IOError { err: io::Error::other(error) }
 }
 
 fn escaped(text: &str) -> String {
@@ -106,7 +107,10 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::UnixListener;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
 
     use super::*;
     use crate::engine::has_status;
@@ -143,7 +147,7 @@ mod tests {
         assert_eq!(seen[0], Seen { id: "a".into(), labels, ..Seen::default() });
         assert_eq!((&*seen[1].id, seen[1].paused), ("b", true));
         let path = "/containers/json?all=true&filters=%7B%22label%22%3A%5B%22cloud-sandbox.instance%3Dhere%22%5D%7D";
-        assert!(asked.starts_with(&format!("GET {path} HTTP/1.0\r\n")), "{asked}");
+        assert!(asked.starts_with(&format!("GET {path} HTTP/1.1\r\n")), "{asked}");
         let answer =
             "HTTP/1.0 200 OK\r\n\r\n{\"Id\":\"c\",\"State\":{\"Status\":\"stopped\",\"Pid\":0,\"ExitCode\":3}}";
         let seen = told(answer, false).await.0.unwrap().remove(0);
