@@ -10,19 +10,16 @@ use crate::ImageError;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) env: BTreeMap<String, String>,
-    pub(crate) workdir: Option<String>,
-    pub(crate) user: Option<String>,
 }
 
 impl Config {
     /// From what both the daemon and the OCI image specification have; empty is the same as missing.
-    pub(crate) fn new(env: Option<Vec<String>>, workdir: Option<String>, user: Option<String>) -> Self {
+    pub(crate) fn new(env: Option<Vec<String>>) -> Self {
         let pair = |variable: String| {
             let (name, value) = variable.split_once('=')?;
             (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
         };
-        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Self { env: env.into_iter().flatten().filter_map(pair).collect(), workdir: given(workdir), user: given(user) }
+        Self { env: env.into_iter().flatten().filter_map(pair).collect() }
     }
 }
 
@@ -38,8 +35,6 @@ pub(crate) struct ConfigFile {
 #[serde(rename_all = "PascalCase")]
 struct Inner {
     env: Option<Vec<String>>,
-    working_dir: Option<String>,
-    user: Option<String>,
 }
 
 impl ConfigFile {
@@ -52,8 +47,7 @@ impl ConfigFile {
             return Err(not("its configuration names no operating system and architecture".to_owned()));
         };
         check(image, &os, &architecture)?;
-        let inner = file.config.unwrap_or(Inner { env: None, working_dir: None, user: None });
-        Ok(Config::new(inner.env, inner.working_dir, inner.user))
+        Ok(Config::new(file.config.and_then(|inner| inner.env)))
     }
 }
 
@@ -93,15 +87,12 @@ mod tests {
 
     #[test]
     fn an_image_says_what_it_wants() {
-        let config = read(
-            r#","config":{"Env":["PATH=/bin","EMPTY=","A=b=c","odd","=x"],"WorkingDir":"/app","User":"ada:staff"}"#,
-        );
-        let config = config.unwrap();
+        let config =
+            read(r#","config":{"Env":["PATH=/bin","EMPTY=","A=b=c","odd","=x"],"WorkingDir":"/app"}"#).unwrap();
         let env: Vec<_> = config.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(env, [("A", "b=c"), ("EMPTY", ""), ("PATH", "/bin")]);
-        assert_eq!((config.workdir.as_deref(), config.user.as_deref()), (Some("/app"), Some("ada:staff")));
         assert_eq!(read("").unwrap(), Config::default());
-        assert_eq!(read(r#","config":{"Env":null,"WorkingDir":"","User":""}"#).unwrap(), Config::default());
+        assert_eq!(read(r#","config":{"Env":null}"#).unwrap(), Config::default());
     }
 
     #[test]

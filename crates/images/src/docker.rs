@@ -125,7 +125,7 @@ impl Docker {
         let missing = || ImageError::NotAnImage { image: image.clone(), reason: "the daemon names no id of it".into() };
         let id = told.id.ok_or_else(missing)?;
         let inner = told.config.unwrap_or_default();
-        let config = Config::new(inner.env, inner.working_dir, inner.user);
+        let config = Config::new(inner.env);
         let size = told.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
         let container = self.container(&client, &id).await?;
         let exported = self.export(&client, &container.name, size, job).await;

@@ -85,37 +85,6 @@ impl ImageError {
         }
         text
     }
-
-    /// Whether the same call may succeed later although nobody changes the template.
-    pub fn retryable(&self) -> bool {
-        match self {
-            Self::DiskFull(_)
-            | Self::NoDaemon { .. }
-            | Self::NoPermission { .. }
-            | Self::Daemon { .. }
-            | Self::Missing { .. }
-            | Self::NeverPulled { .. }
-            | Self::Refused { .. }
-            | Self::Unreachable { .. }
-            | Self::Registry { .. }
-            | Self::Blob { .. }
-            | Self::Folder { .. }
-            | Self::Tarball { .. }
-            | Self::Truncated { .. }
-            | Self::InUse(_)
-            | Self::Store { .. }
-            | Self::Stopped => true,
-            Self::Reference(_)
-            | Self::NotAnArchive { .. }
-            | Self::Damaged { .. }
-            | Self::Entry { .. }
-            | Self::ImageArchive { .. }
-            | Self::TooLarge { .. }
-            | Self::DockerHost(_)
-            | Self::Platform { .. }
-            | Self::NotAnImage { .. } => false,
-        }
-    }
 }
 
 /// What an error of writing below `folder` is.

@@ -67,10 +67,6 @@ pub struct Image {
     pub root: PathBuf,
     /// what the image sets for all programs
     pub env: BTreeMap<String, String>,
-    /// where its programs expect to start
-    pub workdir: Option<String>,
-    /// whom it was made to run as: a name or number, with a group after a colon or without
-    pub user: Option<String>,
     /// bytes of all files; what is shared with other images counts too, and what one layer has replaced of another
     pub bytes: u64,
     /// What it is made of: of an image that of its configuration (the id of an image at a daemon), of a tarball that of

@@ -70,8 +70,6 @@ struct Record {
     digest: String,
     bytes: u64,
     env: BTreeMap<String, String>,
-    workdir: Option<String>,
-    user: Option<String>,
     layers: Vec<String>,
 }
 
@@ -180,8 +178,6 @@ impl ImageStore {
             reference: reference.to_owned(),
             root: path.join(ROOT),
             env: record.env.clone(),
-            workdir: record.workdir.clone(),
-            user: record.user.clone(),
             bytes: record.bytes,
             digest: record.digest.clone(),
         };
@@ -190,8 +186,8 @@ impl ImageStore {
 
     async fn keep(&self, made: Made, source: String, path: PathBuf, job: &Job) -> Result<(), ImageError> {
         let nameserver = self.0.nameserver;
-        let Made { work, root, config: Config { env, workdir, user }, digest, bytes, layers } = made;
-        let record = Record { source, digest, bytes, env, workdir, user, layers };
+        let Made { work, root, config: Config { env }, digest, bytes, layers } = made;
+        let record = Record { source, digest, bytes, env, layers };
         job.blocking(move |job| {
             fit(&root, nameserver, job)?;
             job.progress.begin("syncing", 0);

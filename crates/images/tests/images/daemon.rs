@@ -95,7 +95,6 @@ async fn an_image_is_the_same_by_the_daemon_and_by_its_registry() {
     let pulled = Pulled(&client, pushed.image.clone());
     let other = rig.store.prepare("other@1", &layers::source(&pushed.image), &Arc::default()).await.unwrap();
     assert_eq!(imported.env, other.env);
-    assert_eq!((imported.user, imported.workdir), (other.user, other.workdir));
     assert_eq!(imported.digest, other.digest);
     let own = |root| {
         let mut tree = tree(root);
@@ -168,7 +167,6 @@ async fn without_a_daemon_the_socket_is_named() {
         let error = store.prepare(REFERENCE, &source("x", PullPolicy::Missing), &Arc::default()).await.unwrap_err();
         assert!(matches!(error, ImageError::NoDaemon { .. }), "{error:?}");
         assert!(error.to_string().contains(&socket), "{error}");
-        assert!(error.retryable());
     }
     // nobody listens at port 1
     for (host, told) in

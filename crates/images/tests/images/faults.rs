@@ -25,7 +25,6 @@ async fn a_full_disk_is_said_and_nothing_is_left() {
         let error = store.prepare(REFERENCE, &source, &Arc::default()).await.unwrap_err();
         assert!(matches!(error, ImageError::DiskFull(_)), "{error:?}");
         assert!(error.to_string().contains(&disk.path().display().to_string()), "{error}");
-        assert!(error.retryable());
         for part in ["trees", "layers", "work"] {
             assert_eq!(names(&disk.path().join("store").join(part)), [""; 0]);
         }
