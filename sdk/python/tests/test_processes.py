@@ -86,8 +86,9 @@ CALLS = [
 
 
 def program(text: str, sandbox: cloud_sandbox.Sandbox, url: str) -> subprocess.Popen[str]:
+    # what ignores interrupts, as a shell's background does, hands that on
     return subprocess.Popen(
-        [sys.executable, "-c", text, sandbox.sandbox_id],
+        ["env", "--default-signal=INT", sys.executable, "-c", text, sandbox.sandbox_id],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
