@@ -104,7 +104,7 @@ async fn whatever_forks_all_the_time_is_stopped_whole_and_loses_nothing() {
 async fn all_threads_are_stopped() {
     let agent = Agent::start().await;
     let script = "import threading, time
-for _ in range(4): threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
+for _ in range(4): threading.Thread(target=lambda: all(True for _ in iter(int, 1)), daemon=True).start()
 print('ready', flush=True)
 time.sleep(60)";
     let mut running = agent.open(program(&["python3", "-c", script])).await.unwrap();
@@ -117,6 +117,8 @@ time.sleep(60)";
         assert!(stat.contains(") T "), "{stat}");
     }
     go_on(&agent).await;
+    // it would outlive the agent, and take a processor
+    assert!(running.signal(9).await.unwrap());
 }
 
 #[tokio::test]
