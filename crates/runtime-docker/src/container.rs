@@ -281,16 +281,20 @@ mod tests {
     fn made(template: Prepared, kernel: Kernel, way: &Way) -> ContainerCreateBody {
         let brought =
             Brought { volumes: vec!["/data".into(), "/tmp/".into()], env: vec!["PATH".into()], healthcheck: true };
+        told(Dialect::Docker, &brought, template, kernel, way)
+    }
+
+    fn told(dialect: Dialect, brought: &Brought, template: Prepared, kernel: Kernel, way: &Way) -> ContainerCreateBody {
         let spec = SandboxSpec { template, limits: Limits::DEFAULT };
         let wanted = Wanted {
             id: SandboxId::generate(),
             spec: &spec,
             image: "sha256:1",
-            brought: &brought,
+            brought,
             oci_runtime: "runc",
             kernel,
             way,
-            dialect: Dialect::Docker,
+            dialect,
             storage_limit: false,
         };
         body(&common(), &wanted)
@@ -322,20 +326,7 @@ mod tests {
     #[test]
     fn podman_is_told_in_its_own_words() {
         let host = |kernel| {
-            let spec = SandboxSpec { template: prepared("33:34"), limits: Limits::DEFAULT };
-            let (brought, way) = (Brought::default(), Way::Streams);
-            let wanted = Wanted {
-                id: SandboxId::generate(),
-                spec: &spec,
-                image: "sha256:1",
-                brought: &brought,
-                oci_runtime: "runc",
-                kernel,
-                way: &way,
-                dialect: Dialect::Podman,
-                storage_limit: false,
-            };
-            let body = body(&common(), &wanted);
+            let body = told(Dialect::Podman, &Brought::default(), prepared("33:34"), kernel, &Way::Streams);
             assert_eq!(body.healthcheck, None);
             body.host_config.unwrap()
         };
