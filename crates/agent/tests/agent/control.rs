@@ -153,11 +153,11 @@ async fn control_bytes_pass_input_that_nobody_reads_and_the_other_way_round() {
 async fn control_bytes_that_nobody_reads_are_held_back() {
     let agent = Agent::start().await;
     agent.run(controlled(sh("true"))).await;
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     let running = agent.open(controlled(program(&["sleep", "20"]))).await.unwrap();
     let taken = running.fill_with(Input::Control(vec![b'x'; 64 * 1024].into())).await;
     assert!((6..64).contains(&taken), "the agent took {taken} pieces");
-    let grown = agent.resident_kib().saturating_sub(before);
+    let grown = agent.memory_kib().saturating_sub(before);
     assert!(grown < 2 * 1024, "the agent grew by {grown} KiB");
     assert!(running.signal(0).await.unwrap());
     assert_eq!(running.outcome().await.exited.signal, 9);
@@ -169,9 +169,9 @@ async fn a_slow_reader_of_control_bytes_stops_the_process_and_not_the_memory() {
     let script = "cat /dev/zero & cat /dev/zero >&2 & cat /dev/zero >&3";
     let mut running = agent.open(controlled(sh(script))).await.unwrap();
     running.next().await.unwrap();
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    let grown = agent.resident_kib().saturating_sub(before);
+    let grown = agent.memory_kib().saturating_sub(before);
     assert!(grown < 2048, "the agent grew by {grown} KiB");
     let mut control = 0;
     while control < 4 * 1024 * 1024 {

@@ -122,10 +122,10 @@ async fn a_line_of_a_quarter_gibibyte_takes_no_memory() {
         std::io::Write::write_all(&mut file, &piece).unwrap();
     }
     std::io::Write::write_all(&mut file, b"needle\nnext needle\n").unwrap();
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     let found = agent.found("", "needle", false).await;
     assert_eq!(found.iter().map(|it| it.1).collect::<Vec<_>>(), [1, 2]);
     assert!(found[0].2.ends_with("needle") && found[0].2.len() <= 4096);
-    let grown = agent.resident_kib().saturating_sub(before);
+    let grown = agent.memory_kib().saturating_sub(before);
     assert!(grown < 8 * 1024, "{grown} KiB");
 }

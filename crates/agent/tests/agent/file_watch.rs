@@ -258,7 +258,7 @@ async fn a_slow_reader_is_told_that_it_missed_something() {
     // The watch goes on.
     fs::create_dir(agent.path("d/new")).unwrap();
     while watch.told().await != (Type::Created, "d/new".into()) {}
-    assert!(agent.resident_kib() < 24 * 1024, "{}", agent.resident_kib());
+    assert!(agent.memory_kib() < 24 * 1024, "{}", agent.memory_kib());
 }
 
 #[tokio::test]

@@ -246,7 +246,7 @@ wait()";
 async fn a_program_that_is_not_heard_is_held_back_and_nobody_else() {
     let agent = Agent::start().await;
     let mut port = Port::open(&agent, 3128).await.unwrap();
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     let then = "s = connect()
 s.settimeout(0.5)
 try:
@@ -256,7 +256,7 @@ wait()";
     let mut running = connecting(&agent, port.number, then).await;
     let unheard = port.accept().await;
     running.read_until("held\n").await;
-    let grown = agent.resident_kib().saturating_sub(before);
+    let grown = agent.memory_kib().saturating_sub(before);
     assert!(grown < 2 * 1024, "the agent grew by {grown} KiB");
     let other = connecting(&agent, port.number, "connect().sendall(b'heard')").await;
     assert_eq!(port.accept().await.rest().await, b"heard");

@@ -122,9 +122,9 @@ async fn a_slow_reader_stops_the_process_and_not_the_memory() {
     let agent = Agent::start().await;
     let mut running = agent.open(sh("head -c 67108864 /dev/zero; echo done >&2")).await.unwrap();
     running.next().await.unwrap();
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    let grown = agent.resident_kib().saturating_sub(before);
+    let grown = agent.memory_kib().saturating_sub(before);
     assert!(grown < 2048, "the agent grew by {grown} KiB");
     assert!(agent.is_alive(running.pid), "the process waits for its reader");
 }
@@ -133,13 +133,13 @@ async fn a_slow_reader_stops_the_process_and_not_the_memory() {
 async fn one_endless_line_passes_through_little_memory() {
     let agent = Agent::start().await;
     agent.sh("head -c 1048576 /dev/zero").await;
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     let length = 256 * 1024 * 1024;
     let running = agent.open(sh(&format!("head -c {length} /dev/zero | tr '\\0' x"))).await.unwrap();
     let mut peak = 0;
     let watch = async {
         loop {
-            peak = peak.max(agent.resident_kib());
+            peak = peak.max(agent.memory_kib());
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };

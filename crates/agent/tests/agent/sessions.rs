@@ -63,13 +63,13 @@ async fn a_dropped_connection_ends_its_runs_and_no_others() {
 async fn input_that_nobody_reads_is_held_back_and_a_cut_connection_still_kills() {
     let agent = Agent::start().await;
     agent.sh("true").await;
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     let (client, connection) = agent.client_to_cut().await;
     let running = Running::open(client, program(&["sleep", "20"])).await.unwrap();
     let pid = running.pid;
     let taken = running.fill(64 * 1024).await;
     assert!((256 * 1024..2 * 1024 * 1024).contains(&taken), "the agent took {taken} bytes");
-    let grown = agent.resident_kib().saturating_sub(before);
+    let grown = agent.memory_kib().saturating_sub(before);
     assert!(grown < 2 * 1024, "the agent grew by {grown} KiB");
     connection.shutdown(std::net::Shutdown::Both).unwrap();
     eventually("the end of the process", || !agent.is_alive(pid)).await;
@@ -136,11 +136,11 @@ async fn a_signal_reaches_the_process_group() {
 async fn the_agent_comes_back_small_after_big_files() {
     let agent = Agent::start().await;
     let mut files = agent.files().await;
-    let before = agent.resident_kib();
+    let before = agent.memory_kib();
     for _ in 0..3 {
         let body = Some(write_file_request::Body::Data(vec![1; 8 * 1024 * 1024].into()));
         files.write_file(WriteFileRequest { path: agent.path("big"), body, ..Default::default() }).await.unwrap();
     }
-    let grown = agent.resident_kib().saturating_sub(before);
+    let grown = agent.memory_kib().saturating_sub(before);
     assert!(grown < 4096, "the agent kept {grown} KiB");
 }

@@ -375,7 +375,7 @@ async fn of_too_many_files_the_first_are_compared_and_nothing_is_made_up() {
 #[tokio::test]
 async fn a_hostile_tree_costs_little() {
     let scene = Scene::new().await;
-    let before = scene.agent.resident_kib();
+    let before = scene.agent.memory_kib();
     let long = "n".repeat(200);
     let mut deep = scene.folder.clone();
     for _ in 0..15 {
@@ -395,7 +395,7 @@ async fn a_hostile_tree_costs_little() {
     let changes = scene.compare(snapshot).await;
     assert!(changes.truncated);
     assert_eq!(changes.files.iter().map(|it| scene.name(it)).collect::<Vec<_>>(), ["z"]);
-    let grown = scene.agent.resident_kib().saturating_sub(before);
+    let grown = scene.agent.memory_kib().saturating_sub(before);
     assert!(grown < 4096, "the agent grew by {grown} KiB");
 }
 
@@ -465,16 +465,16 @@ async fn a_small_tree_takes_little_time_and_many_snapshots_little_memory() {
     for number in 0..64 {
         scene.write(&format!("more/{number}"), vec![b'x'; 60_000]);
     }
-    let before = scene.agent.resident_kib();
+    let before = scene.agent.memory_kib();
     let mut last = 0;
     for _ in 0..20 {
         last = scene.take().await;
     }
-    let held = scene.agent.resident_kib().saturating_sub(before);
+    let held = scene.agent.memory_kib().saturating_sub(before);
     assert!((16 * 1024..56 * 1024).contains(&held), "the agent holds {held} KiB");
     for number in 0..=last {
         let _ = scene.try_compare(number).await;
     }
-    let kept = scene.agent.resident_kib().saturating_sub(before);
+    let kept = scene.agent.memory_kib().saturating_sub(before);
     assert!(kept < 2048, "the agent kept {kept} KiB");
 }

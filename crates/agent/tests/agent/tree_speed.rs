@@ -40,7 +40,7 @@ async fn measure(what: &str, files: usize, size: usize) {
     }
     let (entries, sent, first) = timed(&agent, folder.path(), &[]).await;
     let rate = sent as f64 / 1e6 / first.as_secs_f64();
-    println!("{what}: first save {first:?}, {rate:.0} MB/s, {} KiB resident", agent.resident_kib());
+    println!("{what}: first save {first:?}, {rate:.0} MB/s, {} KiB of memory", agent.memory_kib());
     for _ in 0..3 {
         let (_, sent, again) = timed(&agent, folder.path(), &entries).await;
         println!("{what}: nothing changed {again:?}, {sent} bytes sent");

@@ -288,7 +288,7 @@ async fn big_files_take_little_memory_and_give_it_back() {
     let scene = Scene::new().await;
     scene.write("big", noise(4, 48 * MIB));
     scene.agent.sh("true").await;
-    let before = scene.agent.resident_kib();
+    let before = scene.agent.memory_kib();
     let (saved, peak) = {
         let saving = scene.save();
         tokio::pin!(saving);
@@ -296,7 +296,7 @@ async fn big_files_take_little_memory_and_give_it_back() {
         let saved = loop {
             tokio::select! {
                 saved = &mut saving => break saved,
-                () = tokio::time::sleep(Duration::from_millis(1)) => peak = peak.max(scene.agent.resident_kib()),
+                () = tokio::time::sleep(Duration::from_millis(1)) => peak = peak.max(scene.agent.memory_kib()),
             }
         };
         (saved, peak)
@@ -304,7 +304,7 @@ async fn big_files_take_little_memory_and_give_it_back() {
     assert!(peak < before + 8 * 1024, "grew from {before} to {peak} KiB");
     restore(&scene.agent, &[&scene.root], saved.to_requests()).await.unwrap();
     save_over(&scene.agent, &[&scene.root], &saved.entries).await;
-    eventually("the return of memory", || scene.agent.resident_kib() < before + 1024).await;
+    eventually("the return of memory", || scene.agent.memory_kib() < before + 1024).await;
 }
 
 #[tokio::test]

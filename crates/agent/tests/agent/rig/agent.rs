@@ -227,10 +227,12 @@ impl Agent {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    pub fn resident_kib(&self) -> u64 {
+    /// The memory that it holds, without the program's own pages: those come as its code is reached, and stay. gVisor's
+    /// kernel tells both as one.
+    pub fn memory_kib(&self) -> u64 {
         let status = self.proc(&format!("{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        let value = |name| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+        value("RssAnon:").or_else(|| value("VmRSS:")).unwrap().parse().unwrap()
     }
 
     /// The files, over a connection of their own that streams which nobody reads do not fill.
