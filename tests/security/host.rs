@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::internet::Internet;
 
-/// The host of one test.
+/// The host of one test, where one attack after the other goes for it.
 pub struct Host {
     folder: TempDir,
     /// who the server is
@@ -85,7 +85,7 @@ impl Host {
     }
 
     /// Fails unless everything is as it was.
-    pub fn assert_unharmed(&mut self) {
+    pub fn assert_unharmed(&self) {
         assert_eq!(fs::read_to_string(self.file()).unwrap(), self.secret, "the host's file was changed");
         let mode = fs::metadata(self.file()).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600, "the host's file is open to others");
@@ -128,7 +128,7 @@ impl Host {
 
     /// Listens on a socket with an abstract name.
     pub fn abstract_bait(&self) -> Bait {
-        let name = format!("bait-{}", &self.secret[7..]);
+        let name = format!("bait-{:032x}", rand::random::<u128>());
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         self.tell(listener);
         Bait::Abstract(name)
@@ -136,7 +136,7 @@ impl Host {
 
     /// Listens on a socket with a path.
     pub fn path_bait(&self) -> Bait {
-        let path = self.folder().join("socket");
+        let path = self.folder().join(format!("socket-{:08x}", rand::random::<u32>()));
         let listener = UnixListener::bind(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         self.tell(listener);

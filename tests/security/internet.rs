@@ -38,9 +38,14 @@ impl Internet {
         hosts.map(|host| format!("{host}=127.0.0.1:{}", self.port)).join(",")
     }
 
-    /// The heads of all requests so far.
+    /// The heads of all requests since the attack began.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// Begins anew, for the next attack.
+    pub fn forget(&self) {
+        self.asked.lock().unwrap().clear();
     }
 }
 

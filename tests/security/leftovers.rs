@@ -7,21 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::left_of;
-
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What may be left of a server and its sandboxes.
 pub struct Leftovers {
     processes: Vec<(u32, String)>,
-    sandboxes: Vec<String>,
     folder: PathBuf,
     uid: u32,
 }
 
 impl Leftovers {
-    /// Looks at a living server: all that descends from it, its sandboxes by their ids, its folder.
-    pub fn of(server: u32, sandboxes: Vec<String>, folder: PathBuf, uid: u32) -> Self {
+    /// Looks at a living server: all that descends from it, and its folder.
+    pub fn of(server: u32, folder: PathBuf, uid: u32) -> Self {
         let mut processes = Vec::new();
         let mut ahead = vec![server];
         while let Some(pid) = ahead.pop() {
@@ -29,7 +26,7 @@ impl Leftovers {
             processes.extend(below.iter().filter_map(|pid| Some((*pid, started(*pid)?))));
             ahead.extend(below);
         }
-        Self { processes, sandboxes, folder, uid }
+        Self { processes, folder, uid }
     }
 
     /// Fails unless all of it is gone, soon. `known` belongs to the test itself.
@@ -48,7 +45,6 @@ impl Leftovers {
     fn left(&self, known: u32) -> Vec<String> {
         let processes = self.processes.iter().filter(|(pid, begun)| started(*pid).as_ref() == Some(begun));
         let mut left: Vec<_> = processes.map(|(pid, _)| format!("process {pid}")).collect();
-        left.extend(self.sandboxes.iter().flat_map(|id| left_of(id)));
         let folder = self.folder.to_str().unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(folder)).map(str::to_owned));

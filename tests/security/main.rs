@@ -1,11 +1,12 @@
-//! Attacks from inside a sandbox, each a test of its own, for every runtime of the table in `runtimes.rs`: against a server
-//! that runs as root, and on the native runtime against one that an ordinary user runs, too. `CLOUD_SANDBOX_TEST_RUNTIME`
-//! chooses one by name.
+//! Attacks from inside a sandbox, for every runtime of the table in `runtimes.rs`: against a server that runs as root, and on
+//! the native runtime against one that an ordinary user runs, too. A theme of them is a test: one server, and for each
+//! attempt another user with a sandbox of its own. `CLOUD_SANDBOX_TEST_RUNTIME` chooses a runtime by name, and
+//! `CLOUD_SANDBOX_TEST_ATTEMPT` an attempt.
 //!
 //! An attack states what must not happen. Inside, each try must end in an error; outside, the host's secret must not have
-//! been read, and its files and processes must be as they were; after it, nothing of the server may be left. What is
-//! harmless on a bare host is run there too, without a sandbox, and must get through: so each of those is known to fail
-//! where there is no wall.
+//! been read, and its files and processes must be as they were; after it, nothing of its sandboxes may be left, and in the
+//! end nothing of the server. What is harmless on a bare host is run there too, without a sandbox, and must get through: so
+//! each of those is known to fail where there is no wall.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod agent;
@@ -38,7 +39,10 @@ mod races;
 mod runtimes;
 mod target;
 
-use std::{panic, process::ExitCode};
+use std::{
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -46,7 +50,7 @@ use crate::{
     attempt::Attempt,
     inside::GOT_THROUGH,
     runtimes::{RUNTIMES, Runtime},
-    target::{Target, User},
+    target::{Ground, Target, User},
 };
 
 /// What the sandboxes are made by, where a test says nothing else.
@@ -72,43 +76,73 @@ const THEMES: &[(&str, &[Attempt])] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let chosen = std::env::var("CLOUD_SANDBOX_TEST_RUNTIME").ok();
+    let chosen = |variable: &str| std::env::var(variable).ok();
+    let (runtime, attempt) = (chosen("CLOUD_SANDBOX_TEST_RUNTIME"), chosen("CLOUD_SANDBOX_TEST_ATTEMPT"));
+    let is_chosen = |choice: &Option<String>, name: &str| choice.as_deref().is_none_or(|choice| choice == name);
     let mut trials = Vec::new();
-    for (theme, attempt) in THEMES.iter().flat_map(|(theme, all)| all.iter().map(move |attempt| (theme, attempt))) {
-        let wanted = |runtime: &&Runtime| {
-            let named = chosen.as_deref().is_none_or(|name| name == runtime.name);
-            named && runtime.has(theme) && !runtime.leaves_out(theme, attempt.name)
-        };
-        for runtime in RUNTIMES.iter().filter(wanted) {
+    for (theme, all) in THEMES {
+        let all: Vec<_> = all.iter().filter(|it| is_chosen(&attempt, it.name)).collect();
+        for runtime in RUNTIMES.iter().filter(|it| is_chosen(&runtime, it.name) && it.has(theme)) {
+            let attempts: Vec<_> = all.iter().copied().filter(|it| !runtime.leaves_out(theme, it.name)).collect();
             for &user in runtime.users {
-                let name = format!("{}::{}::{theme}::{}", runtime.name, user.name(), attempt.name);
-                trials.push(Trial::test(name, move || defended(attempt, runtime, user)));
+                let name = format!("{}::{}::{theme}", runtime.name, user.name());
+                trials.extend(trial(name, attempts.clone(), move |attempts| defended(attempts, runtime, user)));
             }
         }
-        if attempt.proved {
-            trials.push(Trial::test(format!("unwalled::{theme}::{}", attempt.name), move || proved(attempt)));
-        }
+        let proven = all.into_iter().filter(|it| it.proved).collect();
+        trials.extend(trial(format!("unwalled::{theme}"), proven, proved));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// The attack on a sandbox: the walls must hold.
-fn defended(attempt: &Attempt, runtime: &'static Runtime, user: User) -> Result<(), Failed> {
-    let target = Target::sandbox(runtime, user);
-    match runtime.instead(user, attempt.needs) {
-        None => (attempt.run)(&target),
-        Some(instead) => instead(&target),
-    }
-    target.finish();
-    Ok(())
+/// A test of these attempts, if there are any. The run tells which of them failed, and why.
+fn trial(
+    name: String,
+    attempts: Vec<&'static Attempt>,
+    run: impl FnOnce(&[&Attempt]) -> Vec<String> + Send + 'static,
+) -> Option<Trial> {
+    let is_any = !attempts.is_empty();
+    let test = move || {
+        let failures = run(&attempts);
+        if failures.is_empty() { Ok(()) } else { Err(Failed::from(failures.join("\n\n"))) }
+    };
+    is_any.then(|| Trial::test(name, test))
 }
 
-/// The same on the bare host: it must get through, or it would prove nothing where it does not.
-fn proved(attempt: &Attempt) -> Result<(), Failed> {
-    let tried = panic::catch_unwind(|| (attempt.run)(&Target::unwalled()));
-    let why = match &tried {
-        Ok(()) => "the attack was stopped where there is no wall".into(),
-        Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".into()),
+/// The attacks on sandboxes: the walls must hold.
+fn defended(attempts: &[&Attempt], runtime: &Runtime, user: User) -> Vec<String> {
+    let mut ground = Ground::new(runtime, user);
+    let mut failures = Vec::new();
+    for attempt in attempts {
+        let run = runtime.instead(user, attempt.needs).unwrap_or(attempt.run);
+        let tried = caught(|| {
+            let target = ground.target();
+            run(&target);
+            target.finish();
+        });
+        failures.extend(tried.err().map(|why| format!("{}: {why}", attempt.name)));
+    }
+    if !failures.is_empty() {
+        eprintln!("--- the server's log ---\n{}", ground.log());
+    }
+    failures.extend(caught(|| ground.finish()).err());
+    failures
+}
+
+/// The same on the bare host: they must get through, or they would prove nothing where they do not.
+fn proved(attempts: &[&Attempt]) -> Vec<String> {
+    let stopped = |attempt: &&Attempt| match caught(|| (attempt.run)(&Target::unwalled())) {
+        Err(why) if why.starts_with(GOT_THROUGH) => None,
+        Err(why) => Some(format!("{}: {why}", attempt.name)),
+        Ok(()) => Some(format!("{}: it was stopped where there is no wall", attempt.name)),
     };
-    if why.starts_with(GOT_THROUGH) { Ok(()) } else { Err(why.into()) }
+    attempts.iter().filter_map(stopped).collect()
+}
+
+/// Runs something, and gives what it panicked with.
+fn caught(run: impl FnOnce()) -> Result<(), String> {
+    panic::catch_unwind(AssertUnwindSafe(run)).map_err(|panic| match panic.downcast::<String>() {
+        Ok(why) => *why,
+        Err(panic) => panic.downcast_ref::<&str>().copied().unwrap_or("it panicked").to_owned(),
+    })
 }

@@ -1,9 +1,10 @@
-//! What is attacked: a sandbox of a server of the test's own, or, to prove that an attack works, the bare host.
+//! What is attacked: a sandbox, of a server that the attacks of a theme share, or, to prove that an attack works, the bare
+//! host.
 
 use std::{
     process::Command,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -51,30 +52,39 @@ impl User {
 /// How long anything may take that is meant to answer in no time. Generous: it tells a hang from a busy machine.
 pub const PROMPTLY: Duration = Duration::from_secs(40);
 
+/// A host with a server, under one attack after the other.
+pub struct Ground {
+    host: Arc<Host>,
+    tokio: Arc<tokio::runtime::Runtime>,
+    server: Arc<Server>,
+    attacked: u32,
+}
+
 /// What is attacked.
 pub struct Target {
     /// what lies on the host
-    pub host: Host,
+    pub host: Arc<Host>,
     walled: Option<Walled>,
 }
 
-/// A server, and a sandbox in it from which the attack comes.
+/// A sandbox from which the attack comes.
 pub struct Walled {
-    pub server: Server,
+    pub server: Arc<Server>,
     /// the attacker
     pub api: Api,
     /// the sandbox that the attacker has
     pub id: String,
-    tokio: tokio::runtime::Runtime,
-    acquired: Mutex<Vec<String>>,
+    tokio: Arc<tokio::runtime::Runtime>,
+    /// every sandbox of the attack, with whose it is
+    acquired: Mutex<Vec<(Api, String)>>,
 }
 
-impl Target {
-    /// A sandbox of a new server.
-    pub fn sandbox(runtime: &Runtime, user: User) -> Self {
+impl Ground {
+    /// A new server.
+    pub fn new(runtime: &Runtime, user: User) -> Self {
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let host = Host::of(user.uid());
-        let (server, api, id) = tokio.block_on(async {
+        let server = tokio.block_on(async {
             let folder = tempfile::tempdir_in(host.folder()).unwrap();
             std::os::unix::fs::chown(folder.path(), Some(host.uid), Some(host.uid)).unwrap();
             let hosts = host.internet.hosts();
@@ -83,18 +93,51 @@ impl Target {
                 ("POOL_MIN_SIZE", "0"),
                 ("CLOUD_SANDBOX_TEST_UPSTREAM", hosts.as_str()),
             ];
-            let server = Server::launched_on(runtime.name, host.command(BINARY), folder, &settings).await;
-            let api = server.user("eve").await;
-            let id = api.acquire().await;
-            (server, api, id)
+            Server::launched_on(runtime.name, host.command(BINARY), folder, &settings).await
         });
-        let acquired = Mutex::new(vec![id.clone()]);
-        Self { host, walled: Some(Walled { server, api, id, tokio, acquired }) }
+        Self { host: Arc::new(host), tokio: Arc::new(tokio), server: Arc::new(server), attacked: 0 }
     }
 
+    /// A sandbox of an attacker who has not been there before.
+    pub fn target(&mut self) -> Target {
+        self.attacked += 1;
+        self.host.internet.forget();
+        let (api, id) = self.tokio.block_on(async {
+            let api = self.server.user(&format!("eve-{}", self.attacked)).await;
+            let id = api.acquire().await;
+            (api, id)
+        });
+        let walled = Walled {
+            acquired: Mutex::new(vec![(api.clone(), id.clone())]),
+            server: Arc::clone(&self.server),
+            tokio: Arc::clone(&self.tokio),
+            api,
+            id,
+        };
+        Target { host: Arc::clone(&self.host), walled: Some(walled) }
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        self.server.log()
+    }
+
+    /// Fails unless the server ends well, and nothing of it is left.
+    pub fn finish(self) {
+        let leftovers = Leftovers::of(self.server.pid(), self.host.folder().to_owned(), self.host.uid);
+        self.server.signal("TERM");
+        let mut server = Arc::into_inner(self.server).expect("no attack goes on");
+        let ended = server.wait();
+        let log = server.log();
+        assert!(ended.success() && !log.contains("panicked"), "the server ended with {ended}:\n{log}");
+        leftovers.assert_gone(self.host.process());
+    }
+}
+
+impl Target {
     /// The bare host, as root.
     pub fn unwalled() -> Self {
-        Self { host: Host::of(0), walled: None }
+        Self { host: Arc::new(Host::of(0)), walled: None }
     }
 
     /// The sandbox, for attacks that are never run without one.
@@ -144,11 +187,10 @@ impl Target {
         assert!(!text.contains(&self.host.secret), "{GOT_THROUGH}: the secret was read\n{text:.3000}");
     }
 
-    /// Fails unless nothing happened to the host, the sandbox answers or is gone by its own doing, and after the end of the
-    /// server nothing of it is left.
-    pub fn finish(mut self) {
-        if let Some(walled) = self.walled.take() {
-            walled.finish(&self.host);
+    /// Fails unless nothing happened to the host, and nothing is left of the sandboxes once they are released.
+    pub fn finish(self) {
+        if let Some(walled) = self.walled {
+            walled.finish();
         }
         self.host.assert_unharmed();
     }
@@ -180,7 +222,7 @@ impl Walled {
     /// Gives the attacker another sandbox in place of the one at hand.
     pub fn acquire(&self, request: Value) -> String {
         let id = self.wait(self.api.acquire_with(request));
-        self.acquired.lock().unwrap().push(id.clone());
+        self.acquired.lock().unwrap().push((self.api.clone(), id.clone()));
         id
     }
 
@@ -194,7 +236,7 @@ impl Walled {
     pub fn neighbour(&self) -> Neighbour<'_> {
         let api = self.wait(self.server.user("ada"));
         let id = self.wait(api.acquire());
-        self.acquired.lock().unwrap().push(id.clone());
+        self.acquired.lock().unwrap().push((api.clone(), id.clone()));
         Neighbour { walled: self, api, id }
     }
 
@@ -204,15 +246,14 @@ impl Walled {
         assert_eq!(answer, "fine\n");
     }
 
-    fn finish(mut self, host: &Host) {
-        let acquired = std::mem::take(&mut *self.acquired.lock().unwrap());
-        let folder = host.folder().to_owned();
-        let leftovers = Leftovers::of(self.server.pid(), acquired, folder, host.uid);
-        self.server.signal("TERM");
-        let ended = self.server.wait();
-        let log = self.server.log();
-        assert!(ended.success() && !log.contains("panicked"), "the server ended with {ended}:\n{log}");
-        leftovers.assert_gone(host.process());
+    /// Releases what is still there: some attacks end or release their sandbox.
+    fn finish(self) {
+        for (api, id) in self.acquired.lock().unwrap().iter() {
+            let released = api.post("/api/v1/sandbox/release", json!({"sandbox_id": id}));
+            let (status, answer) = self.promptly(released);
+            assert!([200, 404].contains(&status), "{status} {answer}");
+            assert_eq!(left_of(id), Vec::<String>::new());
+        }
     }
 }
 
