@@ -89,14 +89,14 @@ async fn server_without_a_daemon_starts_and_says_what_is_missing() {
     let id = ada.acquire().await;
     assert_eq!(ada.shell(&id, "echo fine").await, "fine\n", "the other runtime works");
     let (status, answer) = refused(&ada, "docker").await;
-    assert_eq!((status, reason(&answer)), (400, "TEMPLATE_FAILED"), "{answer}");
+    assert_eq!((status, reason(&answer)), (503, "RUNTIME_UNAVAILABLE"), "{answer}");
     assert!(answer.to_string().contains(socket.to_str().unwrap()), "{answer}");
     eventually("the operator is told", || async { server.log().contains(socket.to_str().unwrap()) }).await;
 
     let server = Server::with(&settings(&url, "docker", "nothing")).await;
     let ada = server.user("ada").await;
     let (status, answer) = ada.post("/api/v1/sandbox/acquire", json!({})).await;
-    assert_eq!((status, reason(&answer)), (400, "TEMPLATE_FAILED"), "{answer}");
+    assert_eq!((status, reason(&answer)), (503, "RUNTIME_UNAVAILABLE"), "{answer}");
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn user_who_may_not_use_the_socket_is_told_which() {
     command.current_dir("/").uid(somebody).gid(somebody);
     let server = Server::launched(command, data, &settings(&docker.url, "linux,docker", &docker.image)).await;
     let (status, answer) = refused(&server.user("ada").await, "docker").await;
-    assert_eq!((status, reason(&answer)), (400, "TEMPLATE_FAILED"), "{answer}");
+    assert_eq!((status, reason(&answer)), (503, "RUNTIME_UNAVAILABLE"), "{answer}");
     let text = answer.to_string();
     assert!(text.contains("docker.sock") && text.to_lowercase().contains("permission"), "{text}");
 }

@@ -300,6 +300,7 @@ impl Status {
             Self::Failed(failure) => {
                 told.state = TemplateState::Failed;
                 told.detail.clone_from(&failure.why);
+                told.runtime_unavailable = failure.is_unavailable;
             }
         }
         told

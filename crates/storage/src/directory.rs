@@ -105,6 +105,9 @@ pub struct NodeTemplate {
     pub done_bytes: u64,
     /// bytes that there are; 0 where that is not known
     pub total_bytes: u64,
+    /// it failed for nothing but that no runtime of its is there
+    #[serde(default)]
+    pub runtime_unavailable: bool,
 }
 
 impl NodeTemplate {
@@ -118,6 +121,7 @@ impl NodeTemplate {
             detail: String::new(),
             done_bytes: 0,
             total_bytes: 0,
+            runtime_unavailable: false,
         }
     }
 }

@@ -144,7 +144,7 @@ async fn next_runtime_is_taken_and_what_failed_on_each_is_told() {
     world.runtime.set_failing("prepare", true);
     world.set_templates(2, vec![v1::Template { version: 2, ..both }]).await;
     let told = world.state_of("python@2").await.unwrap();
-    assert_eq!(told.state, TemplateState::Failed);
+    assert_eq!((told.state, told.runtime_unavailable), (TemplateState::Failed, false));
     assert!(told.detail.contains("docker: failed") && told.detail.contains("; linux: failed"), "{}", told.detail);
 }
 
@@ -177,7 +177,8 @@ async fn node_starts_without_its_runtime_and_reclaims_when_that_is_there() {
     assert_eq!(refusal.words(), ("UNAVAILABLE", "RUNTIME_UNAVAILABLE"));
     assert!(refusal.message.contains("docker: made to be away"), "{}", refusal.message);
     world.settle().await;
-    assert_eq!(world.state_of("docker").await.unwrap().state, TemplateState::Failed);
+    let told = world.state_of("docker").await.unwrap();
+    assert_eq!((told.state, told.runtime_unavailable), (TemplateState::Failed, true));
     world.acquire_of("host").await;
 
     docker.set_unavailable(false);

@@ -60,17 +60,28 @@ pub(super) fn is_preparing(nodes: &[v1::TemplateNode]) -> bool {
     nodes.iter().any(|node| node.state() == v1::TemplateState::Preparing)
 }
 
-/// Why no sandbox can be made from a template that there is and that no node has ready.
+/// Why no sandbox can be made from a template that there is and that no node has ready. Where a node lacks nothing but a
+/// runtime, that may come back: this comes before what is wrong with the template on others.
 pub(crate) fn why_not_ready(reference: &str, nodes: &[NodeEntry]) -> Error {
-    let nodes = nodes_of(reference, nodes);
-    if state_of(&nodes) == v1::TemplateState::Failed {
-        let why = nodes.iter().map(|node| node.detail.as_str()).find(|detail| !detail.is_empty());
-        let why: String = why.unwrap_or("its nodes do not say why").chars().take(REASON_MAX).collect();
+    if state_of(&nodes_of(reference, nodes)) == v1::TemplateState::Failed {
+        let own: Vec<_> =
+            nodes.iter().flat_map(|node| &node.templates).filter(|own| own.reference == reference).collect();
+        if let Some(own) = own.iter().find(|own| own.runtime_unavailable) {
+            let message = format!("no runtime of template {reference} is available: {}", shown(&own.detail));
+            return Error::new(ErrorKind::Unavailable, reason::RUNTIME_UNAVAILABLE, message);
+        }
+        let why = own.iter().map(|own| shown(&own.detail)).find(|detail| !detail.is_empty());
+        let why = why.as_deref().unwrap_or("its nodes do not say why");
         let message = format!("template {reference} could not be prepared: {why}");
         return Error::new(ErrorKind::FailedPrecondition, reason::TEMPLATE_FAILED, message);
     }
     let message = format!("template {reference} is still being prepared");
     Error::new(ErrorKind::Unavailable, reason::TEMPLATE_NOT_READY, message).with_retry_after(RETRY_AFTER)
+}
+
+/// A node's reason as callers see it.
+fn shown(detail: &str) -> String {
+    detail.chars().take(REASON_MAX).collect()
 }
 
 #[cfg(test)]
@@ -136,5 +147,11 @@ mod tests {
         let failed = why_not_ready("a@1", &[node(&[("a@1", TemplateState::Failed)])]);
         assert_eq!((failed.kind(), failed.reason()), (ErrorKind::FailedPrecondition, reason::TEMPLATE_FAILED));
         assert!(failed.message().ends_with(": failed"), "{failed}");
+        let mut away = node(&[("a@1", TemplateState::Failed), ("b@1", TemplateState::Failed)]);
+        away.templates[0].runtime_unavailable = true;
+        let nodes = [node(&[("a@1", TemplateState::Failed), ("b@1", TemplateState::Failed)]), away];
+        let missing = why_not_ready("a@1", &nodes);
+        assert_eq!((missing.kind(), missing.reason()), (ErrorKind::Unavailable, reason::RUNTIME_UNAVAILABLE));
+        assert_eq!(why_not_ready("b@1", &nodes).reason(), reason::TEMPLATE_FAILED);
     }
 }

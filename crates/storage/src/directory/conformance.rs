@@ -64,7 +64,10 @@ fn node() -> NodeEntry {
     NodeEntry {
         id: NodeId::generate(),
         address: "http://10.0.0.2:9093".into(),
-        templates: vec![NodeTemplate::ready("host", "linux"), NodeTemplate::ready("python@1", "docker+runc")],
+        templates: vec![
+            NodeTemplate::ready("host", "linux"),
+            NodeTemplate { runtime_unavailable: true, ..NodeTemplate::ready("python@1", "docker+runc") },
+        ],
         ready: 1,
         acquired: 4,
         paused: 2,
