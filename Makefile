@@ -55,11 +55,19 @@ TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 .PHONY: test
 test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,podman,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
-	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
-	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
-	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
+	$(MAKE) --no-print-directory --jobs 2 --output-sync test-kernels test-vm
 	tests/setup/docker.py $(MAKE) --no-print-directory test-rust
 	$(MAKE) --no-print-directory test-sdk
+
+.PHONY: test-kernels
+test-kernels:
+	/usr/bin/python3 -m unittest discover --start-directory tests/kernels
+
+# With the server that `make test` has built; its machine keeps one processor busy.
+.PHONY: test-vm
+test-vm:
+	@if [[ ",$${CLOUD_SANDBOX_TEST_SKIP:-}," == *,vm,* ]]; then echo "left out: tests/vm"; \
+	else tests/vm/cgroup2.sh "$(CARGO_TARGET_DIR)/debug/cloud-sandbox"; fi
 
 # Beneath the engine of the tests, with what `make test` has built.
 .PHONY: test-rust

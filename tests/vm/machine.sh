@@ -65,8 +65,9 @@ run_guest() {
   local memory=$1 patience=$2 kernel=${KERNEL:-$cache/vmlinuz} code=0
   [[ -e $kernel ]] || fetch_kernel
   (cd "$work/guest" && find . | busybox cpio -o -H newc >"$work/initramfs" 2>/dev/null)
-  # emulated even where KVM is there: in many a virtual machine it is and does not work, and QEMU finds out too late
-  timeout --foreground "$patience" "$(program qemu-system-x86_64)" -accel tcg -cpu max -smp 2 -m "$memory" -nodefaults \
+  # Emulated even where KVM is there: in many a virtual machine it is and does not work, and QEMU finds out too late. By one
+  # thread: by one for each processor, guests have hung where the kernel changes code that the other one runs.
+  timeout --foreground "$patience" "$(program qemu-system-x86_64)" -accel tcg,thread=single -cpu max -smp 2 -m "$memory" -nodefaults \
     -no-user-config -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$work/initramfs" \
     -append "console=ttyS0 quiet loglevel=1 panic=-1" </dev/null | sed --unbuffered 's/\r//' | tee "$work/output" || code=$?
   ((code != 124)) || echo "vm: not done after $patience s" >&2
