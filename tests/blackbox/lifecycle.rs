@@ -1,14 +1,10 @@
 //! Starting, stopping, being killed, and what is left.
 
-use std::{
-    net::TcpListener,
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::{net::TcpListener, process::Stdio, time::Instant};
 
 use serde_json::json;
 
-use crate::harness::{Server, command, eventually};
+use crate::harness::{SOON, Server, command, eventually};
 use crate::wire::wires;
 
 #[tokio::test]
@@ -86,7 +82,7 @@ async fn taken_port_is_named_and_nothing_is_left() {
     let said = String::from_utf8_lossy(&failed.stderr);
     assert_eq!(failed.status.code(), Some(1), "{said}");
     assert!(said.contains(&address), "{said}");
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < SOON);
 }
 
 #[tokio::test]

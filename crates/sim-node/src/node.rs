@@ -37,8 +37,8 @@ pub enum Fault {
     Hold,
     /// Its stream breaks after this many messages.
     Break(usize),
-    /// It waits for this long before each message of its stream.
-    Slow(Duration),
+    /// Its stream stands still after this many messages.
+    Stall(usize),
     /// Its sandbox ends while it is at work.
     EndMeanwhile,
     /// Its sandbox turns out to be gone when an upload has brought a second message.
@@ -490,7 +490,7 @@ impl Entered {
         }
     }
 
-    /// The stream as the reply, slowed or broken as the method's fault says.
+    /// The stream as the reply, stalled or broken as the method's fault says.
     pub(crate) fn stream<T: Send + 'static>(
         self,
         messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
@@ -507,7 +507,7 @@ impl Entered {
                         yield Err(Status::unavailable(BROKEN));
                         return;
                     }
-                    Some(Fault::Slow(pause)) => tokio::time::sleep(pause).await,
+                    Some(Fault::Stall(after)) if sent == after => std::future::pending().await,
                     _ => {}
                 }
                 let Some(message) = messages.next().await else { return };

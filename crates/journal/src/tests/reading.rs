@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::*;
 
 #[tokio::test]
@@ -162,26 +160,12 @@ async fn ranges_are_read_from_anywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn line_printed_is_line_received_within_a_millisecond() {
+async fn line_is_received_before_more_is_printed() {
     let place = Place::new();
     let log = place.log();
     let mut reader = from_start(&log);
-    let (sent, mut received) = tokio::sync::mpsc::unbounded_channel();
-    let task = tokio::spawn(async move {
-        while let Some(Item::Stdout { .. }) = reader.next().await {
-            sent.send(Instant::now()).unwrap();
-        }
-    });
-    let mut delays = Vec::new();
     for _ in 0..200 {
-        let printed = Instant::now();
         log.append(Kind::Stdout, b"a line\n").await;
-        delays.push(received.recv().await.unwrap() - printed);
-        tokio::time::sleep(Duration::from_micros(200)).await;
+        assert!(matches!(reader.next().await, Some(Item::Stdout { .. })));
     }
-    log.finish(b"tail");
-    task.await.unwrap();
-    delays.sort();
-    println!("line printed to line received: p50 {:?}, p99 {:?}", delays[100], delays[198]);
-    assert!(delays[100] < Duration::from_millis(1), "{:?}", delays[100]);
 }

@@ -6,7 +6,7 @@ use cloud_sandbox_proto::v1::{
     AcquireSandboxRequest, ContextState, CreateContextRequest, ExecuteRequest, ExecutionState, FileChangeType,
 };
 use futures::future::join_all;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{
     contexts_bench::{Bench, error_of},
@@ -303,9 +303,7 @@ async fn warm_interpreter_is_there_from_the_beginning_and_is_told_whose_it_is() 
     assert!(contexts.iter().all(|context| context.is_default && context.state() == ContextState::Idle));
     assert_eq!(contexts[0].language, "python");
     let pid = contexts[0].pid;
-    let began = Instant::now();
     assert_eq!(bench.value("default", "import os; os.environ['A'], os.getpid()").await, format!("('mine', {pid})"));
-    assert!(began.elapsed() < Duration::from_millis(500));
 }
 
 #[tokio::test]
@@ -356,22 +354,4 @@ async fn paused_sandbox_refuses_and_a_released_one_ends_everything() {
     };
     let (ran, waited) = timeout(Duration::from_secs(5), async { tokio::join!(runs, later) }).await.unwrap();
     assert_eq!((ran.unwrap_err().reason, waited.unwrap_err().reason), ("SANDBOX_GONE".into(), "SANDBOX_GONE".into()));
-}
-
-/// Not a bound: prints what it takes here.
-#[tokio::test]
-async fn warm_context_answers_at_once() {
-    let bench = Bench::start_with(warm(&["python"]), Default::default()).await;
-    let began = Instant::now();
-    bench.run("default", "1+1").await;
-    let first = began.elapsed();
-    let mut times = Vec::new();
-    for _ in 0..200 {
-        let began = Instant::now();
-        bench.run("default", "1+1").await;
-        times.push(began.elapsed());
-    }
-    times.sort();
-    println!("first {first:?}, p50 {:?}, p99 {:?}", times[100], times[198]);
-    assert!(times[100] < Duration::from_millis(100), "{:?}", times[100]);
 }
