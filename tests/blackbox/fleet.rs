@@ -251,3 +251,27 @@ async fn node_that_dies_takes_its_sandboxes_along_and_nothing_else() {
     assert!(asked.elapsed() < Duration::from_secs(5), "at once, not after a timeout");
     assert_eq!(ada.get("/api/v1/sandbox/stats").await.0, 200, "the control plane goes on");
 }
+
+#[tokio::test]
+async fn node_that_comes_back_drops_what_was_deleted_while_it_was_away() {
+    if left_out() {
+        return;
+    }
+    let mut fleet = Fleet::start().await;
+    let source = tempfile::tempdir().unwrap();
+    fs::create_dir(source.path().join("usr")).unwrap();
+    let admin = fleet.admin();
+    for name in ["kept", "gone"] {
+        let wanted = json!({"name": name, "source": {"folder": {"path": source.path()}}});
+        assert_eq!(admin.post("/api/v1/templates", wanted).await.0, 200);
+        let path = format!("/api/v1/templates/{name}");
+        eventually("the template is ready", || async { admin.get(&path).await.1["state"] == "ready" }).await;
+    }
+    fleet.kill("node");
+    assert_eq!(admin.delete("/api/v1/templates/gone").await.0, 200);
+    let trees = fleet.folder.path().join("node/images/trees");
+    let names = || fs::read_dir(&trees).unwrap().map(|tree| tree.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(names().len(), 2, "{:?}", names());
+    fleet.start_again("node");
+    eventually("what was deleted is dropped", || async { names() == ["kept@1"] }).await;
+}

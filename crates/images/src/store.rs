@@ -148,16 +148,9 @@ impl ImageStore {
         self.collect(Arc::default()).await
     }
 
-    /// All images that are there, by reference.
-    pub async fn list(&self) -> Result<Vec<Image>, ImageError> {
-        let names = entries(&self.0.folder.join("trees")).map_err(writing(&self.0.folder, "list images"))?;
-        let found = names.iter().filter_map(|reference| Some(self.found(reference, &self.tree(reference).ok()?)?.1));
-        Ok(found.collect())
-    }
-
-    /// The image of a reference, if it is there.
-    pub fn get(&self, reference: &str) -> Option<Image> {
-        Some(self.found(reference, &self.tree(reference).ok()?)?.1)
+    /// The references of all images that are there, in order.
+    pub fn references(&self) -> Result<Vec<String>, ImageError> {
+        entries(&self.0.folder.join("trees")).map_err(writing(&self.0.folder, "list images"))
     }
 
     fn tree(&self, reference: &str) -> Result<PathBuf, ImageError> {

@@ -1,11 +1,14 @@
 //! The templates of this node: which there are, how far each is, and what sandboxes are made from.
 //!
 //! Some are built in, the control plane names the others. A keeper task for each prepares it, and prepares it again when
-//! its runtime has gone; when it has left the list it drops what was prepared, once no sandbox uses it.
+//! its runtime has gone; when it has left the list it drops what was prepared, once no sandbox uses it. What earlier
+//! processes prepared of templates that are not listed any more is dropped as well.
 //!
-//! Invariant: a reference has one keeper at most, from when it is first listed until what was prepared of it is dropped.
+//! Invariant: a reference has one keeper at most, from when it is first listed, or found to be left over, until what was
+//! prepared of it is dropped.
 
 mod keeper;
+mod leftovers;
 mod origin;
 
 use std::{
@@ -55,6 +58,8 @@ pub(crate) struct Templates {
 #[derive(Default)]
 struct State {
     revision: u64,
+    /// the control plane has told its list since the start
+    is_told: bool,
     known: BTreeMap<String, Known>,
 }
 
@@ -178,8 +183,12 @@ impl Templates {
             state.list(node, template, false);
         }
         state.restock(&node.pool, &node.templates.default);
+        let was_told = std::mem::replace(&mut state.is_told, true);
         drop(state);
         node.templates.tell(&node.pool);
+        if !was_told {
+            leftovers::begin(node);
+        }
     }
 
     fn set_status(&self, pool: &Pool, reference: &str, status: Status) {
@@ -248,11 +257,25 @@ impl State {
             }
             return known.want(Some(template));
         }
-        let (wanted, watched) = watch::channel(Some(template));
-        self.known.insert(reference.clone(), Known { is_built_in, wanted, status: Status::begun() });
-        let span = tracing::info_span!("template", template = reference);
-        let keeper = Keeper::new(Arc::clone(node), reference, watched);
-        node.tasks.spawn(keeper.run().instrument(span));
+        let keeper = self.keeper(node, &reference, Some(template), is_built_in);
+        start(keeper, node, &reference);
+    }
+
+    /// Has dropped what an earlier process prepared of a template, if that is not listed. Says whether it is so.
+    fn drop_leftover(&mut self, node: &Arc<Shared>, reference: &str, family: &'static str) -> bool {
+        if let Some(known) = self.known.get(reference) {
+            return !known.is_listed();
+        }
+        tracing::info!(template = reference, runtime = family, "dropping what is left of a template that was deleted");
+        let keeper = self.keeper(node, reference, None, false).holding_leftover(family);
+        start(keeper, node, reference);
+        true
+    }
+
+    fn keeper(&mut self, node: &Arc<Shared>, reference: &str, wanted: Option<Template>, is_built_in: bool) -> Keeper {
+        let (wanted, watched) = watch::channel(wanted);
+        self.known.insert(reference.to_owned(), Known { is_built_in, wanted, status: Status::begun() });
+        Keeper::new(Arc::clone(node), reference.to_owned(), watched)
     }
 
     /// Tells the pool how many warm sandboxes each template is to have.
@@ -269,6 +292,11 @@ impl State {
             }
         }
     }
+}
+
+fn start(keeper: Keeper, node: &Shared, reference: &str) {
+    let span = tracing::info_span!("template", template = reference);
+    node.tasks.spawn(keeper.run().instrument(span));
 }
 
 impl Known {

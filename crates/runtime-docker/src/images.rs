@@ -1,6 +1,7 @@
 //! Templates as images of the daemon: pulled, imported, looked at, and removed.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -10,8 +11,8 @@ use std::{
 use bollard::{
     Docker, body_try_stream,
     errors::Error,
-    models::{CreateImageInfo, ImageInspect},
-    query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBuilder},
+    models::{CreateImageInfo, ImageInspect, ImageSummary},
+    query_parameters::{CreateImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder},
 };
 use bytes::Bytes;
 use cloud_sandbox_images::pulls::{Layers, credentials, with_registry_auth, with_tag};
@@ -33,8 +34,9 @@ use crate::{
 
 /// The name of images that were imported from archives; their tags tell the templates apart.
 const IMPORTED: &str = "cloud-sandbox-import";
-/// The label with what an image was imported from.
-const ARCHIVE: &str = "cloud-sandbox.archive";
+/// The label of such an image, `INSTANCE/TEMPLATE/STAMP`: who imported it, for what and from what. One label for all three,
+/// since Podman keeps no more than one.
+const IMPORT: &str = "cloud-sandbox.import";
 /// Bytes of an archive that are sent at once.
 const PIECE: usize = 256 * 1024;
 
@@ -71,14 +73,43 @@ pub async fn prepare(
     })
 }
 
-/// Removes what was imported for a template.
+/// Removes what was imported for a template, also of archives that another one has taken the place of.
 pub async fn discard(inner: &Inner, template: &str) -> Result<(), RuntimeError> {
-    let name = format!("{IMPORTED}:{}", tag(&inner.options.instance, template));
-    let options = RemoveImageOptionsBuilder::default().force(false).build();
-    match inner.engine.client()?.remove_image(&name, Some(options), None).await {
-        Err(error) if !has_status(&error, 404) => Err(inner.engine.error(format!("remove the image {name}"), error)),
-        _ => Ok(()),
+    let client = inner.engine.client()?;
+    for (id, _) in imported(inner).await?.into_iter().filter(|(_, imported)| imported == template) {
+        let options = RemoveImageOptionsBuilder::default().force(false).build();
+        match client.remove_image(&id, Some(options), None).await {
+            Err(error) if !has_status(&error, 404) => {
+                return Err(inner.engine.error(format!("remove the image {id} of template {template}"), error));
+            }
+            _ => {}
+        }
     }
+    Ok(())
+}
+
+/// The templates that something was imported for.
+pub async fn templates(inner: &Inner) -> Result<Vec<String>, RuntimeError> {
+    let mut templates: Vec<_> = imported(inner).await?.into_iter().map(|(_, template)| template).collect();
+    templates.sort_unstable();
+    templates.dedup();
+    Ok(templates)
+}
+
+/// The ids of the images that were imported by this instance, each with its template. One that has another name as well, or
+/// was built of one by somebody, is not ours to remove.
+async fn imported(inner: &Inner) -> Result<Vec<(String, String)>, RuntimeError> {
+    let filters = HashMap::from([("label", vec![IMPORT.to_owned()])]);
+    let options = ListImagesOptionsBuilder::default().filters(&filters).build();
+    let listed = inner.engine.client()?.list_images(Some(options)).await;
+    let listed = listed.map_err(|error| inner.engine.error("list images", error))?;
+    let is_ours = |name: &String| name.contains(&format!("{IMPORTED}:")) || name == "<none>:<none>";
+    let of_this = |image: ImageSummary| {
+        let (template, _stamp) =
+            image.labels.get(IMPORT)?.strip_prefix(&inner.options.instance)?.strip_prefix('/')?.split_once('/')?;
+        Some((image.id, template.to_owned()))
+    };
+    Ok(listed.into_iter().filter(|image| image.repo_tags.iter().all(is_ours)).filter_map(of_this).collect())
 }
 
 /// What an image brings that a container of it has to be told.
@@ -194,17 +225,18 @@ impl Job<'_> {
         if !metadata.is_file() {
             return Err(self.fault(format!("{} is no file", path.display())));
         }
-        let stamp = stamp(path, &metadata);
-        let tag = tag(&self.inner.options.instance, self.template);
+        let instance = &self.inner.options.instance;
+        let import = format!("{instance}/{}/{}", self.template, stamp(path, &metadata));
+        let tag = tag(instance, self.template);
         let name = format!("{IMPORTED}:{tag}");
         if let Some(found) = self.find(&name).await?
-            && label(&found, ARCHIVE) == Some(&stamp)
+            && label(&found, IMPORT) == Some(&import)
         {
             return Ok(found);
         }
         let (mut sent, size) = (0, metadata.len());
         self.progress.begin("importing", size);
-        let changes = vec![format!("LABEL {ARCHIVE}={stamp}")];
+        let changes = vec![format!("LABEL {IMPORT}={import}")];
         // with the tag in the name: Podman does not look at the one beside it
         let options = CreateImageOptionsBuilder::default().from_src("-").repo(&name).changes(changes).build();
         let mut client = self.client.clone();

@@ -233,6 +233,10 @@ impl Runtime for DockerRuntime {
         images::discard(&self.inner, template).await
     }
 
+    async fn prepared_templates(&self) -> Result<Vec<String>, RuntimeError> {
+        images::templates(&self.inner).await
+    }
+
     fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
         scratch_folders()
     }

@@ -334,6 +334,11 @@ impl Runtime for LinuxRuntime {
         removed.map_err(|error| RuntimeError::host(format!("remove template {template}"), io::Error::other(error)))
     }
 
+    async fn prepared_templates(&self) -> Result<Vec<String>, RuntimeError> {
+        let Some(images) = &self.inner.images else { return Ok(Vec::new()) };
+        images.references().map_err(|error| RuntimeError::host("list what is prepared", io::Error::other(error)))
+    }
+
     fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {
         scratch_folders()
     }

@@ -63,7 +63,9 @@ async fn linux_conforms_with_what_it_has_prepared() {
     let template = Template { name: "bare".into(), version: 1, source, ..Template::host() };
     let prepared = runtime.prepare(&template, &RuntimeName::Linux, &Arc::default()).await.unwrap();
     conformance::check_all(Arc::clone(&runtime) as Arc<dyn Runtime>, prepared).await;
+    assert_eq!(runtime.prepared_templates().await.unwrap(), ["bare@1"]);
     runtime.discard("bare@1").await.unwrap();
+    assert!(runtime.prepared_templates().await.unwrap().is_empty());
     assert_eq!(fs::read_dir(state.path().join("images/trees")).unwrap().count(), 0, "nothing of it is left");
 }
 

@@ -19,7 +19,7 @@ pub type Agent = Arc<dyn Fn(SandboxId, DuplexStream) + Send + Sync>;
 
 const PIPE: usize = 64 * 1024;
 /// What cannot be done without what a runtime works with.
-const OF_DAEMONS: [&str; 5] = ["available", "prepare", "create", "destroy", "reclaim"];
+const OF_DAEMONS: [&str; 6] = ["available", "prepare", "prepared_templates", "create", "destroy", "reclaim"];
 
 /// A runtime whose sandboxes are served by the test.
 pub struct FakeRuntime {
@@ -133,6 +133,11 @@ impl FakeRuntime {
     /// The templates that are prepared.
     pub fn prepared(&self) -> Vec<String> {
         self.state().prepared.iter().cloned().collect()
+    }
+
+    /// Leaves what an earlier process prepared of a template.
+    pub fn leave_prepared(&self, template: &str) {
+        self.state().prepared.insert(template.to_owned());
     }
 
     /// What a sandbox was made from.
@@ -281,6 +286,11 @@ impl Runtime for FakeRuntime {
         state.refuse_if_failing("discard")?;
         state.prepared.remove(template);
         Ok(())
+    }
+
+    async fn prepared_templates(&self) -> Result<Vec<String>, RuntimeError> {
+        self.state().refuse_if_failing("prepared_templates")?;
+        Ok(self.prepared())
     }
 
     fn writable_folders(&self, _template: &Prepared) -> Vec<PathBuf> {

@@ -222,6 +222,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Drops what was prepared of a template; of one that was not, nothing. No sandbox is made from it any more.
     async fn discard(&self, template: &str) -> Result<(), RuntimeError>;
 
+    /// The templates, by reference, of which something prepared is kept here, also by an earlier process of this node.
+    async fn prepared_templates(&self) -> Result<Vec<String>, RuntimeError>;
+
     /// The folders of a template's sandboxes in which anything can be written, in the order of their bytes: all that a
     /// checkpoint has to hold. The same on all runtimes, so that a checkpoint of one can be restored on another.
     fn writable_folders(&self, template: &Prepared) -> Vec<PathBuf>;

@@ -40,8 +40,8 @@ pub(super) struct Keeper {
     made: Option<(Arc<Origin>, usize)>,
     /// what its state says, so that it is not said that what works is being prepared
     is_ready: bool,
-    /// the source that something may be prepared of, and the families of the runtimes that may have it
-    held: Option<Source>,
+    /// what something may be prepared of, and the families of the runtimes that may have it
+    held: Held,
     holders: BTreeSet<&'static str>,
     /// one for each sandbox that was made of it, until nothing is left of that
     users: TaskTracker,
@@ -49,18 +49,37 @@ pub(super) struct Keeper {
     logged: Option<String>,
 }
 
+/// What something may be prepared of.
+enum Held {
+    Nothing,
+    From(Source),
+    /// an earlier process prepared it, of nobody knows what
+    Leftover,
+}
+
+impl Held {
+    /// Whether it is of use for what is wanted, or nothing.
+    fn suits(&self, wanted: Option<&Template>) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::From(source) => wanted.is_some_and(|wanted| is_same(source, &wanted.source)),
+            Self::Leftover => false,
+        }
+    }
+}
+
 /// When something is worth another attempt.
-struct Backoff {
+pub(super) struct Backoff {
     pause: Duration,
-    at: Instant,
+    pub(super) at: Instant,
 }
 
 impl Backoff {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { pause: FIRST_PAUSE, at: Instant::now() }
     }
 
-    fn put_off(&mut self) {
+    pub(super) fn put_off(&mut self) {
         self.at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(LAST_PAUSE);
     }
@@ -105,12 +124,17 @@ impl Keeper {
             wanted,
             made: None,
             is_ready: false,
-            held: None,
+            held: Held::Nothing,
             holders: BTreeSet::new(),
             users: TaskTracker::new(),
             better: Backoff::new(),
             logged: None,
         }
+    }
+
+    /// The same of a template of which an earlier process prepared something by this family of runtimes.
+    pub(super) fn holding_leftover(self, family: &'static str) -> Self {
+        Self { held: Held::Leftover, holders: [family].into(), ..self }
     }
 
     /// Lives as long as the template is listed, and until what was prepared of it is dropped.
@@ -127,11 +151,7 @@ impl Keeper {
         let mut dropping = Backoff::new();
         loop {
             let wanted = changes.borrow_and_update().clone();
-            if self
-                .held
-                .as_ref()
-                .is_some_and(|held| !wanted.as_ref().is_some_and(|wanted| is_same(held, &wanted.source)))
-            {
+            if !self.held.suits(wanted.as_ref()) {
                 self.retire();
                 tokio::select! {
                     biased;
@@ -233,7 +253,7 @@ impl Keeper {
         }
         let _permit = node.templates.preparing.acquire().await.expect("the semaphore is never closed");
         progress.begin("preparing", 0);
-        self.held = Some(template.source.clone());
+        self.held = Held::From(template.source.clone());
         self.holders.insert(name.family());
         let prepared = runtime.prepare(template, name, &progress).await?;
         Ok((prepared, runtime))
@@ -326,7 +346,7 @@ impl Keeper {
             }
             self.holders.remove(family);
         }
-        self.held = None;
+        self.held = Held::Nothing;
         Ok(())
     }
 

@@ -258,6 +258,42 @@ async fn template_that_comes_back_while_it_is_in_use_is_not_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_left_of_templates_that_were_deleted_meanwhile_is_dropped_once_the_list_is_told() {
+    let (world, docker) = World::start_on_two(options(0, 5), |docker| {
+        docker.leave_prepared("kept@1");
+        docker.leave_prepared("old@1");
+    })
+    .await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(docker.prepared(), ["docker", "kept@1", "old@1"]);
+    world.set_templates(1, vec![template("kept", 1, &["docker"])]).await;
+    assert_eq!(docker.prepared(), ["docker", "kept@1"]);
+    assert!(world.state_of("old@1").await.is_none(), "nobody has to hear of it");
+    assert_eq!(world.refusal("old@1").await.reason, "TEMPLATE_NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_is_dropped_when_its_runtime_is_there_and_does_so() {
+    let (world, docker) = World::start_on_two(options(0, 5), |docker| {
+        docker.leave_prepared("old@1");
+        docker.leave_prepared("again@1");
+        docker.set_unavailable(true);
+    })
+    .await;
+    world.set_templates(1, vec![]).await;
+    docker.set_unavailable(false);
+    docker.set_failing("discard", true);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(docker.prepared(), ["again@1", "docker", "old@1"]);
+    world.set_templates(2, vec![template("again", 1, &["docker"])]).await;
+    world.acquire_of("again@1").await;
+    docker.set_failing("discard", false);
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(docker.prepared(), ["again@1", "docker"]);
+    world.acquire_of("again@1").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn other_content_under_a_reference_waits_for_the_sandboxes_of_the_first() {
     let (world, docker) = start(9).await;
     world.set_templates(1, vec![template("python", 1, &["docker"])]).await;

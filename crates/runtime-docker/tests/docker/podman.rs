@@ -187,7 +187,9 @@ async fn archive_is_imported_by_podman_once_and_discarded() {
     let id = rig.create_of(prepared.clone(), Limits::DEFAULT).await;
     rig.agent(id).await;
     rig.runtime.destroy(id).await.unwrap();
+    assert_eq!(rig.runtime.prepared_templates().await.unwrap(), ["mine@2"]);
     rig.runtime.discard("mine@2").await.unwrap();
+    assert!(rig.runtime.prepared_templates().await.unwrap().is_empty());
     assert_eq!(podman.ask("GET", &format!("/images/{image}/json")).0, 404);
     let spec = SandboxSpec { template: prepared, limits: Limits::DEFAULT };
     let gone = rig.runtime.create(SandboxId::generate(), &spec).await.unwrap_err();
