@@ -140,7 +140,8 @@ async fn another_source_of_a_reference_replaces_its_image() {
 #[tokio::test]
 async fn what_a_killed_process_left_goes_when_the_store_is_opened() {
     let rig = Rig::new().await;
-    let image = rig.prepare(&system(&rig)).await.unwrap();
+    let source = system(&rig);
+    let image = rig.prepare(&source).await.unwrap();
     let Rig { folder, store } = rig;
     drop(store);
     let path = |name: &str| folder.path().join("store").join(name);
@@ -153,7 +154,7 @@ async fn what_a_killed_process_left_goes_when_the_store_is_opened() {
     let store = ImageStore::open(options(&folder.path().join("store"))).await.unwrap();
     let rig = Rig { folder, store };
     rig.assert_holds(&[REFERENCE], 0);
-    assert_eq!(rig.prepare(&system(&rig)).await.unwrap(), image);
+    assert_eq!(rig.prepare(&source).await.unwrap(), image);
     let mode = fs::metadata(rig.path("")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
 }
