@@ -55,9 +55,8 @@ TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 .PHONY: test
 test: setup ## run every test (CLOUD_SANDBOX_TEST_SKIP=redis,postgres,s3,registry,docker,podman,vm leaves out parts)
 	cargo nextest run --locked --workspace --no-run
-	$(MAKE) --no-print-directory --jobs 2 --output-sync test-kernels test-vm
+	$(MAKE) --no-print-directory --jobs 3 --output-sync test-kernels test-vm test-sdk
 	tests/setup/docker.py $(MAKE) --no-print-directory test-rust
-	$(MAKE) --no-print-directory test-sdk
 
 .PHONY: test-kernels
 test-kernels:
