@@ -158,9 +158,11 @@ fn changes_its_limits(target: &Target) {
 }
 
 fn makes_it_the_first_to_die(target: &Target) {
+    let walled = target.walled();
+    walled.assert_answers();
     // as the host sees them: inside, the agent may not be there to be looked at
     let scores = || {
-        let agents = children(target.walled().server.pid()).into_iter();
+        let agents = children(walled.server.pid()).into_iter();
         agents.map(|pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap()).collect::<Vec<_>>()
     };
     let before = scores();

@@ -63,7 +63,7 @@ fn sets_variables_that_name_others(target: &Target) {
         assert_invalid(
             target,
             "/api/v1/execute",
-            json!({"sandbox_id": target.walled().id, "command": "env", "env": {name: "x"}}),
+            json!({"sandbox_id": target.walled().id(), "command": "env", "env": {name: "x"}}),
             "env",
         );
     }
@@ -81,7 +81,7 @@ fn sends_arguments_larger_than_the_kernel_takes(target: &Target) {
         std::iter::once("echo".to_owned()).chain((0..200_000).map(|n| n.to_string())).collect(),
     ] {
         let (status, answer) =
-            walled.wait(walled.api.post("/api/v1/execute", json!({"sandbox_id": walled.id, "argv": argv})));
+            walled.wait(walled.api.post("/api/v1/execute", json!({"sandbox_id": walled.id(), "argv": argv})));
         assert!((400..500).contains(&status), "{answer:.300}");
     }
     let printed = target.python("attempt('E2BIG', lambda: in_child(lambda: os.execv('/bin/true', ['x' * (3 << 20)])))");
@@ -96,7 +96,7 @@ fn sends_variables_larger_than_the_kernel_takes(target: &Target) {
         assert_invalid(
             target,
             "/api/v1/execute",
-            json!({"sandbox_id": walled.id, "command": "true", "env": env.clone()}),
+            json!({"sandbox_id": walled.id(), "command": "true", "env": env.clone()}),
             "env",
         );
         assert_invalid(target, "/api/v1/sandbox/acquire", json!({"env": env}), "env");
@@ -108,7 +108,7 @@ fn starts_programs_by_strange_names(target: &Target) {
     for argv in [json!([""]), json!(["a\0b"]), json!(["/"]), json!(["/etc/passwd"]), json!(["/proc/1/exe"]), json!([])]
     {
         let (status, answer) =
-            walled.wait(walled.api.post("/api/v1/execute", json!({"sandbox_id": walled.id, "argv": argv})));
+            walled.wait(walled.api.post("/api/v1/execute", json!({"sandbox_id": walled.id(), "argv": argv})));
         let ran = status == 200 && answer["exit_code"] == 0;
         assert!(status < 500 && !ran, "{argv}: {status} {answer}");
     }
@@ -122,7 +122,7 @@ fn works_in_folders_that_are_not_there(target: &Target) {
         [host, "relative", "/workspace/../..", "/proc/1/root", "/proc/1/cwd", "/root", "/workspace/\0", "/etc/passwd"]
     {
         let (status, answer) = walled
-            .wait(walled.api.post("/api/v1/execute", json!({"sandbox_id": walled.id, "command": "pwd", "cwd": cwd})));
+            .wait(walled.api.post("/api/v1/execute", json!({"sandbox_id": walled.id(), "command": "pwd", "cwd": cwd})));
         let ran = status == 200 && answer["exit_code"] == 0;
         assert!(status < 500 && !ran, "{cwd:?}: {status} {answer}");
     }
@@ -131,13 +131,14 @@ fn works_in_folders_that_are_not_there(target: &Target) {
 
 fn sends_signals_that_do_not_exist(target: &Target) {
     let walled = target.walled();
+    let id = walled.id();
     walled.wait(async {
-        let sleeping = json!({"sandbox_id": walled.id, "command": "sleep 600"});
+        let sleeping = json!({"sandbox_id": id, "command": "sleep 600"});
         let (status, started) = walled.api.post("/api/v1/executions", sleeping).await;
         assert_eq!(status, 200, "{started}");
         let path = format!("/api/v1/executions/{}/signal", started["execution_id"].as_str().unwrap());
         for signal in ["SIGNOTHING", "-1", "0", "9999", "KILL; reboot", "\0"] {
-            let (status, answer) = walled.api.post(&path, json!({"sandbox_id": walled.id, "signal": signal})).await;
+            let (status, answer) = walled.api.post(&path, json!({"sandbox_id": id, "signal": signal})).await;
             assert_eq!(status, 400, "{signal:?}: {answer}");
         }
     });

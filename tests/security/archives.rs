@@ -89,7 +89,7 @@ pub fn tar(entries: &[Entry]) -> Vec<u8> {
 impl Walled {
     /// Unpacks an archive by the API.
     pub fn unpack(&self, folder: &str, archive: Vec<u8>) -> (u16, Value) {
-        let url = format!("/api/v1/files/archive?sandbox_id={}&path={folder}", self.id);
+        let url = format!("/api/v1/files/archive?sandbox_id={}&path={folder}", self.id());
         self.send(self.api.request("PUT", &url).header("content-type", "application/x-tar").body(archive))
     }
 }

@@ -195,10 +195,10 @@ fn stops_itself(target: &Target) {
 fn starts_executions_without_end(target: &Target) {
     let walled = target.walled();
     let neighbour = walled.neighbour();
+    let id = walled.id();
     let refused = neighbour.answers_during(|| {
         walled.wait(async {
-            let start =
-                || walled.api.post("/api/v1/executions", json!({"sandbox_id": walled.id, "command": "sleep 600"}));
+            let start = || walled.api.post("/api/v1/executions", json!({"sandbox_id": id, "command": "sleep 600"}));
             let mut refused = 0;
             for _ in 0..30 {
                 let answers = futures::future::join_all((0..20).map(|_| start())).await;
@@ -211,7 +211,7 @@ fn starts_executions_without_end(target: &Target) {
         })
     });
     assert!(refused > 0, "600 executions at once in a sandbox with fewer processes");
-    walled.release(&walled.id);
+    walled.release(id);
     neighbour.assert_answers();
 }
 

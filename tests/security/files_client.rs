@@ -8,13 +8,13 @@ impl Walled {
     /// Calls the file API about the attacker's sandbox. It must answer, and never with a fault of its own.
     pub fn files(&self, method: &str, path: &str, query: &[(&str, &str)]) -> (u16, Value) {
         let url = format!("/api/v1/files{path}");
-        let request = self.api.request(method, &url).query(&[("sandbox_id", self.id.as_str())]).query(query);
+        let request = self.api.request(method, &url).query(&[("sandbox_id", self.id())]).query(query);
         self.send(request)
     }
 
     /// The same with a body.
     pub fn files_with(&self, method: &str, path: &str, mut body: Value) -> (u16, Value) {
-        body["sandbox_id"] = self.id.as_str().into();
+        body["sandbox_id"] = self.id().into();
         self.send(self.api.request(method, &format!("/api/v1/files{path}")).json(&body))
     }
 

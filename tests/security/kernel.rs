@@ -101,7 +101,7 @@ fn has_a_program_run_when_a_cgroup_empties(target: &Target) {
 
 fn leaves_its_cgroup(target: &Target) {
     let seen = target.shell("cat /proc/self/cgroup /proc/1/cgroup");
-    assert!(!seen.contains("cloud-sandbox") && !seen.contains(target.walled().id.as_str()), "{seen}");
+    assert!(!seen.contains("cloud-sandbox") && !seen.contains(target.walled().id()), "{seen}");
     target.refused(
         "for folder in ('/sys/fs/cgroup', '/sys/fs/cgroup/memory', '/sys/fs/cgroup/pids', '/sys/fs/cgroup/unified'):\n    \
          attempt(folder, opened, f'{folder}/cgroup.procs')\n    attempt('a new one', os.mkdir, f'{folder}/x')",
@@ -308,7 +308,7 @@ fn hoard(target: &Target, sandbox: &str, code: &str) -> u64 {
 fn takes_watches_that_the_host_has_few_of(target: &Target) {
     let walled = target.walled();
     let neighbour = walled.neighbour();
-    let taken = hoard(target, &walled.id, "call('inotify_init1', 0)");
+    let taken = hoard(target, walled.id(), "call('inotify_init1', 0)");
     assert!(taken > 4, "{taken}: programs watch files");
     assert!(neighbour.python("print('watching', call('inotify_init1', 0))").contains("watching"), "after {taken}");
     assert!(taken <= 64, "{taken} instances of the 128 that the host's user has");
@@ -319,7 +319,7 @@ fn takes_signals_that_the_host_has_few_of(target: &Target) {
     let neighbour = walled.neighbour();
     let queue = "if taken == 0: import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [40])\n\
                  call('rt_sigqueueinfo', os.getpid(), 40, struct.pack('iii', 40, 0, -1) + bytes(116))";
-    let taken = hoard(target, &walled.id, queue);
+    let taken = hoard(target, walled.id(), queue);
     let timer = "print('ticking', call('timer_create', 1, 0, ctypes.byref(ctypes.c_int())))";
     assert!(neighbour.python(timer).contains("ticking"), "after {taken}");
     assert!(taken <= 4096, "{taken} signals");

@@ -115,15 +115,16 @@ fn defended(attempts: &[&Attempt], runtime: &Runtime, user: User) -> Vec<String>
     let mut failures = Vec::new();
     for attempt in attempts {
         let run = runtime.instead(user, attempt.needs).unwrap_or(attempt.run);
+        let logged = ground.log().len();
         let tried = caught(|| {
             let target = ground.target();
             run(&target);
             target.finish();
         });
-        failures.extend(tried.err().map(|why| format!("{}: {why}", attempt.name)));
-    }
-    if !failures.is_empty() {
-        eprintln!("--- the server's log ---\n{}", ground.log());
+        if let Err(why) = tried {
+            eprintln!("--- the server's log of {} ---\n{}", attempt.name, &ground.log()[logged..]);
+            failures.push(format!("{}: {why}", attempt.name));
+        }
     }
     failures.extend(caught(|| ground.finish()).err());
     failures

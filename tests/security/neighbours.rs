@@ -170,7 +170,7 @@ fn uses_their_sandbox_by_its_id(target: &Target) {
 
 fn reads_their_output_and_files_by_its_id(target: &Target) {
     let walled = target.walled();
-    let neighbour = walled.neighbour();
+    let (neighbour, own) = (walled.neighbour(), walled.id());
     walled.wait(async {
         let ran = neighbour
             .api
@@ -188,7 +188,7 @@ fn reads_their_output_and_files_by_its_id(target: &Target) {
             assert_not_found(&walled.api.get(&path).await);
         }
         // under a sandbox of one's own, another's execution is not there either
-        assert_not_found(&walled.api.get(&format!("/api/v1/executions/{run}?sandbox_id={}", walled.id)).await);
+        assert_not_found(&walled.api.get(&format!("/api/v1/executions/{run}?sandbox_id={own}")).await);
     });
 }
 

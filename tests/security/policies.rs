@@ -11,7 +11,7 @@ fn invalid(target: &Target, network: &Value, field: &str) {
     let walled = target.walled();
     let acquire = walled.wait(walled.api.post("/api/v1/sandbox/acquire", json!({"network": network})));
     let update =
-        walled.api.request("PATCH", &format!("/api/v1/sandbox/{}", walled.id)).json(&json!({"network": network}));
+        walled.api.request("PATCH", &format!("/api/v1/sandbox/{}", walled.id())).json(&json!({"network": network}));
     for (status, answer) in [acquire, walled.send(update)] {
         assert_eq!(
             (status, answer["error"]["status"].as_str()),

@@ -4,7 +4,7 @@
 use std::{
     process::Command,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -67,13 +67,12 @@ pub struct Target {
     walled: Option<Walled>,
 }
 
-/// A sandbox from which the attack comes.
+/// Who attacks, from sandboxes of a server.
 pub struct Walled {
     pub server: Arc<Server>,
     /// the attacker
     pub api: Api,
-    /// the sandbox that the attacker has
-    pub id: String,
+    id: OnceLock<String>,
     tokio: Arc<tokio::runtime::Runtime>,
     /// every sandbox of the attack, with whose it is
     acquired: Mutex<Vec<(Api, String)>>,
@@ -98,21 +97,16 @@ impl Ground {
         Self { host: Arc::new(host), tokio: Arc::new(tokio), server: Arc::new(server), attacked: 0 }
     }
 
-    /// A sandbox of an attacker who has not been there before.
+    /// The sandboxes of an attacker who has not been there before.
     pub fn target(&mut self) -> Target {
         self.attacked += 1;
         self.host.internet.forget();
-        let (api, id) = self.tokio.block_on(async {
-            let api = self.server.user(&format!("eve-{}", self.attacked)).await;
-            let id = api.acquire().await;
-            (api, id)
-        });
         let walled = Walled {
-            acquired: Mutex::new(vec![(api.clone(), id.clone())]),
+            api: self.tokio.block_on(self.server.user(&format!("eve-{}", self.attacked))),
             server: Arc::clone(&self.server),
             tokio: Arc::clone(&self.tokio),
-            api,
-            id,
+            id: OnceLock::new(),
+            acquired: Mutex::default(),
         };
         Target { host: Arc::clone(&self.host), walled: Some(walled) }
     }
@@ -214,12 +208,17 @@ impl Walled {
         self.wait(async { tokio::time::timeout(PROMPTLY, what).await }).expect("the server answers")
     }
 
-    /// Runs something in the attacker's sandbox, which must have an answer.
-    pub fn execute(&self, what: Value) -> Value {
-        self.wait(self.api.execute(&self.id, what))
+    /// The sandbox that the attacker has, acquired when it is first asked for: not by what waits already.
+    pub fn id(&self) -> &str {
+        self.id.get_or_init(|| self.acquire(json!({})))
     }
 
-    /// Gives the attacker another sandbox in place of the one at hand.
+    /// Runs something in the attacker's sandbox, which must have an answer.
+    pub fn execute(&self, what: Value) -> Value {
+        self.wait(self.api.execute(self.id(), what))
+    }
+
+    /// Gives the attacker another sandbox beside the one at hand.
     pub fn acquire(&self, request: Value) -> String {
         let id = self.wait(self.api.acquire_with(request));
         self.acquired.lock().unwrap().push((self.api.clone(), id.clone()));
@@ -242,7 +241,7 @@ impl Walled {
 
     /// Fails unless the sandbox still works.
     pub fn assert_answers(&self) {
-        let answer = self.promptly(self.api.shell(&self.id, "echo fine"));
+        let answer = self.promptly(self.api.shell(self.id(), "echo fine"));
         assert_eq!(answer, "fine\n");
     }
 
