@@ -7,7 +7,10 @@ use std::{
     ffi::OsStr,
     fs::{File, FileTimes, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    os::{
+        fd::BorrowedFd,
+        unix::{ffi::OsStrExt, fs::PermissionsExt},
+    },
     path::{Component, Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -155,26 +158,14 @@ impl<'r> Unpacking<'_, 'r> {
         Ok(())
     }
 
-    /// Makes room for an entry: what an earlier one of the same name was goes.
-    fn clear(&mut self, path: &Path) -> nix::Result<()> {
-        let (parent, name) = self.root.parent(path)?;
-        match root::kind_at(parent, name)? {
-            None => return Ok(()),
-            Some(Kind::Folder | Kind::Link) => {
-                root::remove(parent, name)?;
-                self.root.forget();
-            }
-            Some(Kind::File | Kind::Other) => {
-                root::remove(parent, name)?;
-            }
-        }
-        Ok(())
-    }
-
     fn file(&mut self, path: &Path) -> nix::Result<File> {
-        self.clear(path)?;
         let (parent, name) = self.root.parent(path)?;
-        root::make_file(parent, name)
+        let are_paths_changed = clear(parent, name)?;
+        let file = root::make_file(parent, name)?;
+        if are_paths_changed {
+            self.root.forget();
+        }
+        Ok(file)
     }
 
     fn content(&mut self, entry: &mut Item<'_, 'r>, mut file: File) -> Result<(), ImageError> {
@@ -212,8 +203,8 @@ impl<'r> Unpacking<'_, 'r> {
     }
 
     fn symlink(&mut self, path: &Path, target: &[u8]) -> nix::Result<()> {
-        self.clear(path)?;
         let (parent, name) = self.root.parent(path)?;
+        clear(parent, name)?;
         symlinkat(OsStr::from_bytes(target), parent, name)?;
         self.root.forget();
         Ok(())
@@ -235,14 +226,23 @@ impl<'r> Unpacking<'_, 'r> {
         {
             return Ok(());
         }
-        self.clear(path)?;
-        let (parent, name) = self.root.parent(path)?;
+        let are_paths_changed = clear(parent, name)?;
         linkat(&folder, target_name, parent, name, AtFlags::empty())?;
-        if root::kind(&wanted) == Kind::Link {
+        if are_paths_changed || root::kind(&wanted) == Kind::Link {
             self.root.forget();
         }
         Ok(())
     }
+}
+
+/// Makes room for an entry: what an earlier one of the same name was goes. Says whether paths may lead elsewhere then. The
+/// entry has to be made in the same folder before: the way there may lead through what was removed, and would be made anew.
+fn clear(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<bool> {
+    let was = root::kind_at(parent, name)?;
+    if was.is_some() {
+        root::remove(parent, name)?;
+    }
+    Ok(matches!(was, Some(Kind::Folder | Kind::Link)))
 }
 
 /// The path of an entry within the folder; none when it leads out of it. A slash at its beginning is that of the image's

@@ -87,6 +87,20 @@ async fn links_to_the_outside_are_the_images_own_business() {
     rig.assert_untouched();
 }
 
+#[tokio::test]
+async fn entries_replace_what_the_way_to_them_leads_through() {
+    let rig = Rig::new().await;
+    let source = |archive: Pack| archive.folder("a").symlink("b", "a/..");
+    let file = rig.unpack(&source(pack()).file("b/a", "inside").bytes()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(file.root.join("a")).unwrap(), "inside");
+    rig.store.remove(&file.reference).await.unwrap();
+    let link = rig.unpack(&source(pack()).symlink("b/a", "c").bytes()).await.unwrap();
+    assert_eq!(link.root.join("a").read_link().unwrap(), std::path::Path::new("c"));
+    rig.store.remove(&link.reference).await.unwrap();
+    let same = rig.unpack(&source(pack()).file("c", "inside").hard_link("b/a", "c").bytes()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(same.root.join("a")).unwrap(), "inside");
+}
+
 #[derive(Debug, Clone)]
 enum Made {
     File(String),
