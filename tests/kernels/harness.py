@@ -160,6 +160,13 @@ class KernelTest(unittest.TestCase):
         self.kernel.send(request)
         return f"e{self.number}"
 
+    def begin_interrupted(self, code: str) -> str:
+        """The interrupt comes with the cell, in one piece."""
+        self.number += 1
+        request = {"op": "execute", "id": f"e{self.number}", "code": code}
+        self.kernel.send_line(b"\n".join([json.dumps(part).encode() for part in (request, {"op": "interrupt"})]))
+        return f"e{self.number}"
+
     def finish(self, execution: str, timeout: float = PATIENCE) -> Outcome:
         results: list[Message] = []
         error: Message | None = None

@@ -263,6 +263,12 @@ class Interrupts(JavaScriptTest):
             self.assertIn(self.finish(execution, timeout=10).exit_code, (0, 130))
         self.assertEqual(self.value("1 + 1"), "2")
 
+    def test_interrupt_that_comes_before_the_cell_has_begun_is_not_lost(self) -> None:
+        for code in ("await new Promise(() => {})", "while (true) {}") * 5:
+            outcome = self.finish(self.begin_interrupted(code), timeout=10)
+            self.assertEqual(((outcome.error or {})["name"], outcome.exit_code), ("InterruptedError", 130))
+        self.assertEqual(self.value("1 + 1"), "2")
+
 
 class Processes(JavaScriptTest):
     def test_children_do_not_hold_the_channel(self) -> None:

@@ -394,6 +394,12 @@ caught
             self.kernel.interrupt()
             self.assertIn(self.finish(execution).exit_code, (0, 130))
 
+    def test_interrupt_that_comes_before_the_cell_has_begun_is_not_lost(self) -> None:
+        for code in ("import time; time.sleep(60)", "import asyncio; await asyncio.sleep(60)", "while True: pass") * 5:
+            outcome = self.finish(self.begin_interrupted(code), timeout=10)
+            self.assertEqual(((outcome.error or {})["name"], outcome.exit_code), ("KeyboardInterrupt", 130))
+        self.assertEqual(self.value("1 + 1"), "2")
+
     def test_own_handler_is_kept_from_cell_to_cell(self) -> None:
         self.run_cell("import signal, os\nseen = []\nsignal.signal(signal.SIGINT, lambda *_: seen.append(1));")
         self.run_cell("os.kill(os.getpid(), signal.SIGINT)")

@@ -78,6 +78,8 @@ function keepChannel() {
     if (['execute', 'save', 'load'].includes(request?.op)) {
       queue.push(request);
       advance();
+    } else if (request?.op === 'interrupt' && queue.length > 0) {
+      queue.at(-1).interrupted = true; // it is meant for what has not begun yet
     } else if (request?.op === 'interrupt' && current !== null && !current.keeps && !settling) {
       interrupt();
     }
@@ -89,6 +91,7 @@ function keepChannel() {
     const keeps = request.op !== 'execute';
     current = { token: ++tokens, id: request.id ?? null, keeps };
     parentPort.postMessage({ kind: keeps ? 'keep' : 'execute', token: current.token, request });
+    if (request.interrupted && !keeps) interrupt();
   }
 
   /** What the main thread has to say; late words about an execution that was ended are dropped. */

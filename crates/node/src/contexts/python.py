@@ -345,6 +345,8 @@ class Kernel:
             operation = request.get("op")
             if operation in ("execute", "save", "load"):
                 self.queue.append(request)
+            elif operation == "interrupt" and self.queue:
+                self.queue[-1]["interrupted"] = True  # it is meant for what has not begun yet
             elif operation == "interrupt":
                 self.interrupt("message", "signal")
 
@@ -411,6 +413,8 @@ class Kernel:
         error = None
         try:
             self.enter()
+            if request.get("interrupted"):
+                raise KeyboardInterrupt
             error, code = self.attempt(request)
             self.leave()
         except KeyboardInterrupt:  # came so late that the cell had ended, or while its error was put into words
@@ -435,7 +439,8 @@ class Kernel:
         self.restore_streams()
         if self.user_handler is not None:
             _signal.signal(_signal.SIGINT, self.user_handler)
-        self.running = self.interruptible = True
+        self.interruptible = True  # first, so that no request is read that then does nothing
+        self.running = True
         self.on_input()  # what came before `running` was set
 
     def leave(self) -> None:

@@ -8,7 +8,10 @@
 //! Invariant: a turn ends, whatever an interpreter, an agent or a reader does, and no signal that was sent in it reaches
 //! the next.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use cloud_sandbox_model::error::{Error, Result};
 use cloud_sandbox_proto::agent::v1::{Exited, RunRequest};
@@ -89,7 +92,9 @@ pub(super) struct Outcome {
 impl Turn<'_> {
     /// Has the interpreter run `document` and follows it to the end. The output begins with what was kept before.
     pub(super) async fn take(self, interpreter: &mut Interpreter, document: Value, kept: Idle) -> Outcome {
+        let start = Start::default();
         let mut hands = Hands {
+            start: &start,
             remote: interpreter.remote(),
             input: interpreter.input(),
             sent: FuturesUnordered::new(),
@@ -104,7 +109,7 @@ impl Turn<'_> {
         let mut unwanted = Some(execution.unwanted.clone());
         let pump = async {
             kept.tell(execution).await;
-            pump(interpreter, execution, &document).await
+            pump(interpreter, execution, &document, &start).await
         };
         tokio::pin!(pump);
         let over = loop {
@@ -156,11 +161,22 @@ async fn cancelled(token: Option<&CancellationToken>) {
     }
 }
 
+/// How far it is with handing over the code. An interrupt that came before that would be one of nothing.
+#[derive(Default)]
+struct Start {
+    is_sent: AtomicBool,
+    is_interrupted: AtomicBool,
+}
+
 /// Moves what the interpreter does to the execution until it has ended.
-async fn pump(interpreter: &mut Interpreter, execution: &Execution, document: &Value) -> Over {
+async fn pump(interpreter: &mut Interpreter, execution: &Execution, document: &Value, start: &Start) -> Over {
     let id = execution.id.to_string();
     // an interpreter that does not take it ends, of which its events tell
     let _ = interpreter.input().send(message(document)).await;
+    start.is_sent.store(true, Ordering::Relaxed);
+    if start.is_interrupted.load(Ordering::Relaxed) {
+        let _ = interpreter.input().send(interrupt()).await;
+    }
     loop {
         match interpreter.next().await {
             Happened::Stdout(piece) => execution.stdout(&piece).await,
@@ -177,8 +193,13 @@ async fn pump(interpreter: &mut Interpreter, execution: &Execution, document: &V
     }
 }
 
+fn interrupt() -> RunRequest {
+    message(&json!({"op": "interrupt"}))
+}
+
 /// What reaches into an interpreter while it runs.
-struct Hands {
+struct Hands<'a> {
+    start: &'a Start,
     remote: Remote,
     input: mpsc::Sender<RunRequest>,
     /// signals on their way
@@ -190,7 +211,7 @@ struct Hands {
     grace: Duration,
 }
 
-impl Hands {
+impl Hands<'_> {
     /// The time of the phase is over. Says whether that was the last one.
     fn time_passed(&mut self) -> bool {
         match self.phase {
@@ -212,9 +233,12 @@ impl Hands {
     }
 
     fn interrupt(&mut self) {
+        if !self.start.is_sent.load(Ordering::Relaxed) {
+            return self.start.is_interrupted.store(true, Ordering::Relaxed);
+        }
         self.send(INTERRUPT, None);
         // the signal is there too: a queue that is full does not matter
-        let _ = self.input.try_send(message(&json!({"op": "interrupt"})));
+        let _ = self.input.try_send(interrupt());
     }
 
     fn kill(&mut self, cause: Cause) {

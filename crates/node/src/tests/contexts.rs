@@ -227,6 +227,26 @@ async fn interrupt_ends_what_runs_and_keeps_the_variables() {
 }
 
 #[tokio::test]
+async fn interrupt_that_comes_as_soon_as_code_runs_is_not_lost() {
+    let bench = Bench::start().await;
+    for (language, spin) in [("python", "while True: pass"), ("javascript", "while (true) {}")] {
+        let id = bench.context(language).await;
+        for _ in 0..30 {
+            let (answer, interrupted) = tokio::join!(bench.run(&id, spin), async {
+                loop {
+                    let told = bench.interrupt(&id).await.unwrap();
+                    if told.0 {
+                        break told;
+                    }
+                }
+            });
+            assert_eq!((interrupted, answer.exit_code), ((true, true), 130), "{language}");
+        }
+        assert_eq!(bench.value(&id, "1 + 1").await, "2");
+    }
+}
+
+#[tokio::test]
 async fn restart_forgets_everything_and_ends_what_runs_and_waits() {
     let bench = Bench::start().await;
     let id = bench.context("python").await;
