@@ -18,6 +18,7 @@ use bytes::Bytes;
 use cloud_sandbox_images::pulls::{Layers, credentials, with_registry_auth, with_tag};
 use cloud_sandbox_model::{
     RuntimeName, Template,
+    error::chain,
     template::{Image, Progress, PullPolicy, Source},
 };
 use cloud_sandbox_runtime::{Prepared, Root, RuntimeError};
@@ -73,10 +74,15 @@ pub async fn prepare(
     })
 }
 
-/// Removes what was imported for a template, also of archives that another one has taken the place of.
+/// Removes what was imported for a template.
 pub async fn discard(inner: &Inner, template: &str) -> Result<(), RuntimeError> {
+    remove_imported(inner, template, None).await
+}
+
+async fn remove_imported(inner: &Inner, template: &str, kept: Option<&str>) -> Result<(), RuntimeError> {
     let client = inner.engine.client()?;
-    for (id, _) in imported(inner).await?.into_iter().filter(|(_, imported)| imported == template) {
+    let is_meant = |(id, imported): &(String, String)| imported == template && kept != Some(id);
+    for (id, _) in imported(inner).await?.into_iter().filter(is_meant) {
         let options = RemoveImageOptionsBuilder::default().force(false).build();
         match client.remove_image(&id, Some(options), None).await {
             Err(error) if !has_status(&error, 404) => {
@@ -259,7 +265,12 @@ impl Job<'_> {
         let failed = format!("{} cannot be imported", path.display());
         let ((), imported) = tokio::join!(reading, self.follow(imported, &failed));
         imported?;
-        self.find(&name).await?.ok_or_else(|| self.fault("it was imported and is not there"))
+        let image = self.find(&name).await?.ok_or_else(|| self.fault("it was imported and is not there"))?;
+        if let Err(error) = remove_imported(self.inner, self.template, image.id.as_deref()).await {
+            let error = chain(&error);
+            tracing::warn!(template = self.template, error, "an older import stays until the template is deleted");
+        }
+        Ok(image)
     }
 
     /// Whether this machine can run it.

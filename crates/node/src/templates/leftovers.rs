@@ -13,14 +13,14 @@ use crate::node::Shared;
 /// Looks for them, for each runtime as soon as that is there, until there are none.
 pub(super) fn begin(node: &Arc<Shared>) {
     for family in node.runtimes.families() {
-        let Ok(name) = family.parse() else { continue };
-        let node_ = Arc::clone(node);
-        node.tasks.spawn(async move {
-            tokio::select! {
-                () = node_.stop.cancelled() => {}
-                () = drop_all(&node_, &name) => {}
-            }
-        });
+        node.tasks.spawn(look(Arc::clone(node), family.parse().expect("families are names of runtimes")));
+    }
+}
+
+async fn look(node: Arc<Shared>, runtime: RuntimeName) {
+    tokio::select! {
+        () = node.stop.cancelled() => {}
+        () = drop_all(&node, &runtime) => {}
     }
 }
 
