@@ -151,11 +151,19 @@ class Engine:
         for image in images.handmade():
             self.ask("POST", "/images/load", image)
 
+    def discard(self, container: str) -> None:
+        """Removes a container, unless that is being done."""
+        try:
+            self.ask("DELETE", f"/containers/{container}", force="true")
+        except Failed as error:
+            if not any(f": {status} " in str(error) for status in (404, 409)):
+                raise
+
     def stop(self) -> None:
         """Ends the engine with all of its containers, and removes everything that it had."""
         try:
             for container in json.loads(self.ask("GET", "/containers/json", all="true")):
-                self.ask("DELETE", f"/containers/{container['Id']}", force="true")
+                self.discard(container["Id"])
         except (OSError, Failed) as error:
             # one that never came up has none
             if self.answers():
