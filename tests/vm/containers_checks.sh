@@ -155,8 +155,6 @@ everything() {
     check "$runtime: memory limit" memory_hog_is_killed "$runtime"
     check "$runtime: process limit" processes_are_limited "$runtime"
     check "$runtime: session is frozen and goes on" session_pauses_and_resumes "$runtime"
-  done
-  for runtime in runc crun; do
     check "$runtime: killed from outside while it is paused" paused_one_is_killed_from_outside "$runtime"
   done
   check "containers: server stops and leaves nothing" server_stops_and_leaves_nothing
