@@ -155,17 +155,20 @@ class KernelTest(unittest.TestCase):
         return kernel
 
     def begin(self, code: str, **fields: object) -> str:
-        self.number += 1
-        request = {"op": "execute", "id": f"e{self.number}", "code": code, **fields}
-        self.kernel.send(request)
+        self.kernel.send(self.request(code, **fields))
         return f"e{self.number}"
 
     def begin_interrupted(self, code: str) -> str:
         """The interrupt comes with the cell, in one piece."""
-        self.number += 1
-        request = {"op": "execute", "id": f"e{self.number}", "code": code}
-        self.kernel.send_line(b"\n".join([json.dumps(part).encode() for part in (request, {"op": "interrupt"})]))
+        self.kernel.send_line(
+            b"\n".join([json.dumps(part).encode() for part in (self.request(code), {"op": "interrupt"})])
+        )
         return f"e{self.number}"
+
+    def request(self, code: str, **fields: object) -> Message:
+        """The next execution's."""
+        self.number += 1
+        return {"op": "execute", "id": f"e{self.number}", "code": code, **fields}
 
     def finish(self, execution: str, timeout: float = PATIENCE) -> Outcome:
         results: list[Message] = []
