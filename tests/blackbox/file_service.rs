@@ -208,12 +208,19 @@ async fn watch_tells_what_happens_until_its_folder_is_gone() {
         let request = of(&sandbox, json!({"path": "/workspace/w", "recursive": true}));
         let mut events = wire.stream("FileService.WatchFiles", request.clone()).await;
         assert_eq!(events.next().await.unwrap().unwrap()["event"]["type"], "started");
-        wire.shell(
-            &sandbox,
-            "cd w; echo x > a; mkdir -p d/e; sleep 0.2; echo y > d/e/b; mv a c; rm c; rm -r d; cd ..; rmdir w",
-        )
-        .await;
-        let (told, failure) = events.rest().await;
+        wire.shell(&sandbox, "cd w; echo x > a; mkdir -p d/e").await;
+        let mut told = Vec::new();
+        loop {
+            let answer = events.next().await.unwrap().unwrap();
+            told.push(answer.clone());
+            if answer["event"]["path"] == "/workspace/w/d/e" {
+                break;
+            }
+        }
+        // a folder is watched from when it is told of
+        wire.shell(&sandbox, "cd w; echo y > d/e/b; mv a c; rm c; rm -r d; cd ..; rmdir w").await;
+        let (rest, failure) = events.rest().await;
+        told.extend(rest);
         assert_eq!(failure.unwrap().status, "NOT_FOUND");
         let has = |kind: &str, path: &str| {
             told.iter()

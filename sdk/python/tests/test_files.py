@@ -124,14 +124,15 @@ async def test_rules_of_the_sdk_name_the_argument(face: Face, url: str) -> None:
 async def test_watch_tells_what_happens_from_now_on(face: Face, url: str) -> None:
     async with await face.Sandbox.create() as sandbox:
         events = await sandbox.files.watch("/workspace", recursive=True)
-        await sandbox.commands.run("mkdir d; echo x > d/f; mv d/f d/g; rm d/g")
+        await sandbox.commands.run("mkdir d")
+        event = await events.__anext__()
+        assert (event.type, event.path) == ("created", "/workspace/d")
+        await sandbox.commands.run("echo x > d/f; mv d/f d/g; rm d/g")
         seen: list[tuple[str, str]] = []
-        async for event in events:
+        while ("removed", "/workspace/d/g") not in seen:
+            event = await events.__anext__()
             seen.append((event.type, event.path))
-            if event.type == "removed":
-                break
         await events.aclose()
-        assert ("created", "/workspace/d") in seen
         assert ("renamed", "/workspace/d/g") in seen
         with pytest.raises(FileMissingError):
             await sandbox.files.watch("/workspace/none")

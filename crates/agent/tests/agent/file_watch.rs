@@ -161,6 +161,27 @@ async fn new_folders_are_watched_and_nothing_in_them_is_missed_or_told_twice() {
 }
 
 #[tokio::test]
+async fn what_comes_and_goes_in_a_folder_that_was_told_is_told() {
+    if left_out() {
+        return;
+    }
+    let agent = with_folder().await;
+    let mut watch = Watch::open(&agent, "d", true).await.unwrap();
+    let mut folder = "d".to_owned();
+    for _ in 0..20 {
+        folder.push_str("/e");
+        fs::create_dir(agent.path(&folder)).unwrap();
+        watch.expect(&[(Type::Created, &folder)]).await;
+        let [from, to] = [format!("{folder}/from"), format!("{folder}/to")];
+        fs::write(agent.path(&from), "").unwrap();
+        fs::rename(agent.path(&from), agent.path(&to)).unwrap();
+        fs::remove_file(agent.path(&to)).unwrap();
+        while watch.told().await != (Type::Renamed, to.clone()) {}
+        watch.expect(&[(Type::Removed, &to)]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_stays_open_is_told_at_most_once_a_second() {
     if left_out() {
         return;

@@ -284,7 +284,8 @@ class AsyncFiles(AsyncTransfers):
 
         Args:
             path: the folder or file.
-            recursive: also watch all folders in it, also those that come later.
+            recursive: also watch all folders in it, also those that come later. A new folder is watched when it is told
+                of: what is in it by then is `created`, what has come and gone by then is not told.
             timeout: seconds after which it ends with a `CallTimeoutError`. Default: a day.
 
         Raises:

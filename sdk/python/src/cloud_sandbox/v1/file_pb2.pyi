@@ -1185,8 +1185,9 @@ class WatchFilesRequest(_message.Message):
     path: _builtins.str
     """The path."""
     recursive: _builtins.bool
-    """Also watch all folders in it, also those that come later. More than 8192 of them are RESOURCE_EXHAUSTED, which ends a
-    watch that comes to have more.
+    """Also watch all folders in it, also those that come later: a new folder is watched when it is told of. What is in it by
+    then is told as `created`; what has come and gone by then is not told. More than 8192 folders are RESOURCE_EXHAUSTED,
+    which ends a watch that comes to have more.
     """
     raw_path: _builtins.bytes
     """The path's bytes when they are not UTF-8, instead of `path`."""
