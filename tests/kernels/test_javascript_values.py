@@ -11,6 +11,8 @@ from harness import CONTEXTS, KernelTest, Message, node
 
 PROGRAM = Path(CONTEXTS, "javascript_values.cjs").read_text()
 LIMIT = 64 << 20
+# for those that take none to speak of
+SECONDS = 60
 
 
 @unittest.skipIf(node() is None, "node is not installed")
@@ -24,7 +26,7 @@ class ValuesTest(KernelTest):
         super().setUp()
 
     def keep(self, operation: str, **fields: object) -> Message:
-        request = {"op": operation, "id": operation, "program": PROGRAM, "path": str(self.file), "seconds": 8}
+        request = {"op": operation, "id": operation, "program": PROGRAM, "path": str(self.file), "seconds": SECONDS}
         self.kernel.send({**request, "limit": LIMIT, **fields})
         answer = self.kernel.receive()
         assert answer is not None
@@ -228,7 +230,7 @@ class Lost(ValuesTest):
         for content in (b"", b"nonsense"):
             self.file.parent.mkdir(exist_ok=True)
             self.file.write_bytes(content)
-            self.kernel.send({"op": "load", "id": 1, "program": PROGRAM, "path": str(self.file), "seconds": 8})
+            self.kernel.send({"op": "load", "id": 1, "program": PROGRAM, "path": str(self.file), "seconds": SECONDS})
             answer = self.kernel.receive()
             assert answer is not None
             self.assertEqual((answer["type"], "failure" in answer), ("values", True))

@@ -294,11 +294,13 @@ class Limits(PythonTest):
 
 class Output(PythonTest):
     def test_lines_arrive_as_they_are_printed(self) -> None:
-        execution = self.begin("import time; print('early'); time.sleep(1); print('late', end='')")
-        started = time.monotonic()
-        self.printed(b"early\n")
-        self.assertLess(time.monotonic() - started, 0.9)
-        self.finish(execution)
+        with tempfile.TemporaryDirectory() as folder:
+            mark = Path(folder, "mark")
+            code = f"import os\nprint('early')\nwhile not os.path.exists({str(mark)!r}): pass\nprint('late', end='')"
+            execution = self.begin(code)
+            self.printed(b"early\n")
+            mark.touch()
+            self.finish(execution)
         self.printed(b"early\nlate")
 
     def test_binary_and_escaped_bytes_pass(self) -> None:
@@ -306,12 +308,10 @@ class Output(PythonTest):
         self.printed(bytes(range(256)) + b"\xff\n")
 
     def test_a_million_lines_are_complete_before_done(self) -> None:
-        started = time.monotonic()
         self.run_cell("for i in range(1_000_000): print(i)")
         self.eventually(
             lambda: self.kernel.output["stdout"].endswith(b"\n999999\n"), lambda: len(self.kernel.output["stdout"])
         )
-        self.assertLess(time.monotonic() - started, 30)
 
     def test_replaced_and_closed_streams(self) -> None:
         self.run_cell("import io, sys; print('kept', end=''); sys.stdout = io.StringIO()")
@@ -338,7 +338,7 @@ class Interrupts(PythonTest):
             self.wait_for_file(mark)
             time.sleep(0.1)
             self.kernel.interrupt(**means)
-            outcome = self.finish(execution, timeout=10)
+            outcome = self.finish(execution)
         assert outcome.error is not None
         self.assertEqual((outcome.error["name"], outcome.exit_code), ("KeyboardInterrupt", 130))
         self.assertNotIn("python.py", outcome.error["traceback"])
@@ -396,7 +396,7 @@ caught
 
     def test_interrupt_that_comes_before_the_cell_has_begun_is_not_lost(self) -> None:
         for code in ("import time; time.sleep(60)", "import asyncio; await asyncio.sleep(60)", "while True: pass") * 5:
-            outcome = self.finish(self.begin_interrupted(code), timeout=10)
+            outcome = self.finish(self.begin_interrupted(code))
             self.assertEqual(((outcome.error or {})["name"], outcome.exit_code), ("KeyboardInterrupt", 130))
         self.assertEqual(self.value("1 + 1"), "2")
 

@@ -16,6 +16,8 @@ from harness import CONTEXTS, KernelTest, Message, python_program
 
 PROGRAM = Path(CONTEXTS, "python_values.py").read_text()
 LIMIT = 64 << 20
+# for those that take none to speak of
+SECONDS = 60
 
 
 class ValuesTest(KernelTest):
@@ -28,7 +30,7 @@ class ValuesTest(KernelTest):
         super().setUp()
 
     def keep(self, operation: str, **fields: object) -> Message:
-        request = {"op": operation, "id": operation, "program": PROGRAM, "path": str(self.file), "seconds": 8}
+        request = {"op": operation, "id": operation, "program": PROGRAM, "path": str(self.file), "seconds": SECONDS}
         self.kernel.send({**request, "limit": LIMIT, **fields})
         answer = self.kernel.receive()
         assert answer is not None
@@ -286,7 +288,7 @@ class Lost(ValuesTest):
             "gone": "deleted",
             "nest": "RecursionError",
         }
-        saved = self.move(code, lost, seconds=30)
+        saved = self.move(code, lost)
         self.assertTrue(all(len(reason) < 250 and "\n" not in reason for reason in saved["lost"].values()))
         self.holds("last[0] is kept", "type(prints) is Prints")
         self.assertEqual((bytes(self.kernel.output["stdout"]), bytes(self.kernel.output["stderr"])), (b"", b""))
@@ -311,7 +313,7 @@ class Lost(ValuesTest):
 
     def test_names_are_bounded(self) -> None:
         self.run_cell("for n in range(10_050): globals()[f'v{n}'] = n\nglobals()['w' * 300] = 1")
-        saved = self.keep("save", seconds=60)
+        saved = self.keep("save")
         self.assertEqual(len(saved["variables"]), 10_000)
         self.assertTrue(all(len(name) <= 256 for name in saved["lost"]))
 
@@ -365,7 +367,7 @@ class LostOnLoading(ValuesTest):
         for content in (b"", b"nonsense", os.urandom(1000)):
             self.file.parent.mkdir(exist_ok=True)
             self.file.write_bytes(content)
-            request: Any = {"op": "load", "id": 1, "program": PROGRAM, "path": str(self.file), "seconds": 8}
+            request: Any = {"op": "load", "id": 1, "program": PROGRAM, "path": str(self.file), "seconds": SECONDS}
             self.kernel.send(request)
             answer = self.kernel.receive()
             assert answer is not None
