@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Server, eventually},
+    harness::{SOON, Server, eventually},
     wire::{Wire, wires},
 };
 
@@ -166,7 +166,7 @@ async fn interrupt_ends_what_runs_and_keeps_what_is_known() {
                 (&json!(true), &json!(true)),
                 "{language} {busy}: {told}"
             );
-            assert!(begun.elapsed() < Duration::from_secs(10) && ended["error"]["name"].is_string(), "{busy}: {ended}");
+            assert!(begun.elapsed() < SOON && ended["error"]["name"].is_string(), "{busy}: {ended}");
             assert_eq!(run(&wire, &sandbox, &context, after).await["results"][0]["text"], "1", "{language} {busy}");
             let idle = wire.call("ContextService.InterruptContext", named).await;
             assert_eq!(idle["running"], false);
@@ -204,7 +204,7 @@ async fn interpreter_that_dies_or_does_not_listen_is_started_anew_and_that_is_sa
         let stubborn = json!({"sandbox_id": sandbox, "code": code, "context_id": "default", "timeout_ms": 300});
         let begun = Instant::now();
         let killed = wire.call("ExecService.Execute", stubborn).await;
-        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < SOON);
         assert_eq!((&killed["timed_out"], &killed["exit_code"]), (&json!(true), &json!(137)), "{killed}");
         assert_eq!(run(&wire, &sandbox, "default", "1 + 1").await["results"][0]["text"], "2");
 

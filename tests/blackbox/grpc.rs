@@ -18,7 +18,7 @@ use tonic::{
     transport::Channel,
 };
 
-use crate::harness::Server;
+use crate::harness::{SOON, Server};
 
 /// Sends a token with every call.
 #[derive(Clone)]
@@ -121,7 +121,7 @@ async fn interactive(
 async fn until(stream: &mut Streaming<cloud_sandbox_proto::v1::ExecResponse>, wanted: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(wanted) {
-        let next = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
+        let next = tokio::time::timeout(SOON, stream.next()).await;
         let next = next.unwrap_or_else(|_| panic!("{wanted:?} did not come; came {seen:?}"));
         seen.push_str(&text(&next.expect("the stream goes on").unwrap().event.unwrap()));
     }

@@ -31,7 +31,7 @@ pub const OF_GVISOR: &[LeftOut] = &[
     row(
         OUTPUT,
         "output_is_cut_and_counted_without_growing_the_server",
-        "hostile::gigabyte_of_output_is_cut_and_counted_without_growing_the_server",
+        "hostile::quarter_of_a_gigabyte_of_output_is_cut_and_counted_without_growing_the_server",
     ),
     row(MEMORY, "sandbox_that_runs_out_of_memory_ends_and_no_other", "hostile::memory_hog_is_killed_and_told_so"),
     row(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Server, eventually, left_of, reason, template};
+use crate::harness::{SOON, Server, eventually, left_of, reason, template};
 
 #[tokio::test]
 async fn acquired_sandbox_is_described() {
@@ -99,7 +99,7 @@ async fn lease_ends_and_takes_the_sandbox_and_its_work_along() {
     let api = server.user("ada").await;
     let id = api.acquire_with(json!({"timeout_seconds": 1})).await;
     let running = api.post("/api/v1/execute", json!({"sandbox_id": id, "command": "sleep 30"}));
-    let (status, answer) = tokio::time::timeout(Duration::from_secs(10), running).await.unwrap();
+    let (status, answer) = tokio::time::timeout(SOON, running).await.unwrap();
     assert_eq!((status, reason(&answer)), (404, "LEASE_ENDED"), "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("lease"), "{answer}");
     eventually("nothing is left", || async { left_of(&id).is_empty() }).await;

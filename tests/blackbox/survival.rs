@@ -253,10 +253,16 @@ pub fn folders(store: &Path) -> Vec<String> {
 #[tokio::test]
 async fn timeouts_pause_or_delete_and_are_explained() {
     let (_server, api) = local().await;
-    let expiring = create(&api, json!({"timeout_seconds": 2})).await;
+    let expiring = create(&api, json!({})).await;
     let idle = create(&api, json!({"idle_timeout_seconds": 2})).await;
     let deleted = create(&api, json!({"timeout_seconds": 1, "on_timeout": "delete"})).await;
     run(&api, &expiring, json!({"command": "echo saved > note"})).await;
+    let time_out_after = async |seconds: u32| {
+        let update = api.request("PATCH", &format!("/api/v1/sessions/{expiring}"));
+        let answer = update.json(&json!({"timeout_seconds": seconds})).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    };
+    time_out_after(2).await;
     eventually("the timeouts are kept", || async {
         let states = [get(&api, &expiring).await["state"].clone(), get(&api, &idle).await["state"].clone()];
         states == ["paused", "paused"] && get(&api, &deleted).await["error"]["code"] == 404
@@ -264,8 +270,7 @@ async fn timeouts_pause_or_delete_and_are_explained() {
     .await;
     assert!(kinds(&api, &expiring).await.contains(&"timeout".to_owned()));
     assert!(kinds(&api, &idle).await.contains(&"idle_timeout".to_owned()));
-    let patched = api.request("PATCH", &format!("/api/v1/sessions/{expiring}")).json(&json!({"timeout_seconds": 900}));
-    assert_eq!(patched.send().await.unwrap().status(), 200);
+    time_out_after(900).await;
     resume(&api, &expiring).await;
     assert_eq!(run(&api, &expiring, json!({"command": "cat note"})).await, "saved\n");
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What may be left of a server and its sandboxes.
 pub struct Leftovers {

@@ -64,7 +64,7 @@ fn from_start(log: &Arc<Log>) -> Reader {
 /// Everything until the reader ends.
 async fn all(mut reader: Reader) -> Vec<Item> {
     let mut items = Vec::new();
-    while let Some(item) = tokio::time::timeout(Duration::from_secs(20), reader.next()).await.expect("a stream hangs") {
+    while let Some(item) = tokio::time::timeout(Duration::from_secs(30), reader.next()).await.expect("a stream hangs") {
         items.push(item);
     }
     items

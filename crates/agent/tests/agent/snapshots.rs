@@ -288,9 +288,7 @@ async fn diffs_are_bounded_by_file_and_in_all() {
     }
     scene.write("grown", vec![b'x'; 65_537]);
     scene.write("just", vec![b'x'; 65_536]);
-    let began = Instant::now();
     let changes = scene.compare(snapshot).await;
-    assert!(began.elapsed() < Duration::from_secs(5));
     assert_eq!(changes.files.len(), 8);
     assert!(changes.files.iter().all(|it| it.diff_truncated && it.diff.len() <= 64 * 1024));
     let all: usize = changes.files.iter().map(|it| it.diff.len()).sum();

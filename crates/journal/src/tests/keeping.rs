@@ -76,7 +76,7 @@ async fn removing_a_sandbox_frees_a_held_writer() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!task.is_finished());
     place.journal.remove_sandbox(log.sandbox()).unwrap();
-    tokio::time::timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
     all(reader).await;
 }
 

@@ -372,6 +372,6 @@ async fn paused_sandbox_refuses_and_a_released_one_ends_everything() {
         };
         tokio::join!(waits, release).0
     };
-    let (ran, waited) = timeout(Duration::from_secs(5), async { tokio::join!(runs, later) }).await.unwrap();
+    let (ran, waited) = timeout(Duration::from_secs(30), async { tokio::join!(runs, later) }).await.unwrap();
     assert_eq!((ran.unwrap_err().reason, waited.unwrap_err().reason), ("SANDBOX_GONE".into(), "SANDBOX_GONE".into()));
 }

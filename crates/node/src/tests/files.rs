@@ -590,9 +590,9 @@ async fn stream_that_nobody_reads_is_not_taken_and_ends_with_the_sandbox() {
     let mut events = bench.files().watch_files(request).await.unwrap().into_inner();
     assert!(events.message().await.unwrap().is_some());
     bench.world.release(bench.id).await.unwrap();
-    let ended = timeout(Duration::from_secs(5), events.message()).await.unwrap().unwrap_err();
+    let ended = timeout(Duration::from_secs(30), events.message()).await.unwrap().unwrap_err();
     assert_eq!(Failure::of(&ended).reason, "SANDBOX_GONE");
-    let ended = timeout(Duration::from_secs(5), async {
+    let ended = timeout(Duration::from_secs(30), async {
         loop {
             if let Err(status) = pieces.message().await {
                 return status;

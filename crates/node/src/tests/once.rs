@@ -375,14 +375,14 @@ async fn reader_that_stands_still_slows_its_process_and_nobody_else() {
     }
     sleep(Duration::from_millis(300)).await;
     for _ in 0..20 {
-        let answer = timeout(Duration::from_secs(5), world.execute(argv(id, &["echo", "a"]))).await;
+        let answer = timeout(Duration::from_secs(30), world.execute(argv(id, &["echo", "a"]))).await;
         assert_eq!(answer.expect("others hold it up").unwrap().stdout, "a");
     }
     assert!(disk(&world.journal()) < 20 * 512 * 1024);
     // and they all end with their sandbox
     world.release(id).await.unwrap();
     for (_, attached) in stuck {
-        let (_, end) = timeout(Duration::from_secs(5), attached.all()).await.expect("a stream hangs");
+        let (_, end) = timeout(Duration::from_secs(30), attached.all()).await.expect("a stream hangs");
         assert_eq!(end.unwrap_err().reason, "SANDBOX_GONE");
     }
 }
@@ -403,7 +403,7 @@ async fn output_is_whole_while_readers_that_stand_still_fill_the_journal() {
     sleep(Duration::from_millis(300)).await;
     for _ in 0..20 {
         for sandbox in [id, other] {
-            let answer = timeout(Duration::from_secs(5), world.execute(argv(sandbox, &["echo", "a"]))).await;
+            let answer = timeout(Duration::from_secs(30), world.execute(argv(sandbox, &["echo", "a"]))).await;
             assert_eq!(answer.expect("others hold it up").unwrap().stdout, "a");
         }
     }
@@ -411,7 +411,7 @@ async fn output_is_whole_while_readers_that_stand_still_fill_the_journal() {
     assert!(disk(&world.journal()) < 1024 * 1024 + 66 * 80 * 1024);
     // those who read on get everything since they came, and are told what was dropped before
     for attached in stuck.drain(..8) {
-        let (events, exited) = timeout(Duration::from_secs(20), attached.all()).await.expect("a stream hangs");
+        let (events, exited) = timeout(Duration::from_secs(30), attached.all()).await.expect("a stream hangs");
         assert_eq!((told(&events), exited.unwrap().stdout_bytes), (2_000_000, 2_000_000));
     }
 }
@@ -425,16 +425,16 @@ async fn timeout_holds_while_a_reader_stands_still() {
     let name = world.begin(ExecuteRequest { timeout_ms: 500, ..argv(id, &["yes"]) }).await.unwrap().execution_id;
     let mut attached = world.attach(id, &name, (0, 0)).await.unwrap();
     attached.next().await.unwrap();
-    let ended = timeout(Duration::from_secs(5), world.until_exited(id, &name)).await.expect("it goes on");
+    let ended = timeout(Duration::from_secs(30), world.until_exited(id, &name)).await.expect("it goes on");
     assert!(ended.exit.unwrap().timed_out);
-    let (_, exited) = timeout(Duration::from_secs(5), attached.all()).await.expect("its stream hangs");
+    let (_, exited) = timeout(Duration::from_secs(30), attached.all()).await.expect("its stream hangs");
     assert!(exited.unwrap().timed_out);
     let ended = async {
         while world.script.running() > 0 {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(5), ended).await.expect("its process goes on");
+    timeout(Duration::from_secs(30), ended).await.expect("its process goes on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -203,9 +203,9 @@ async fn statement_that_waits_for_a_lock_ends_and_a_caller_who_gives_up_leaves_n
         assert!(timeout(Duration::from_millis(50), store.get(record.id)).await.is_err());
     }
     store.check().await.unwrap();
-    let asked = Instant::now();
-    assert!(is_unavailable(&store.update(&record, &Along::default()).await));
-    assert!(asked.elapsed() < ANSWER_WITHIN, "the server itself ended it");
+    let ended = store.update(&record, &Along::default()).await;
+    let is_by_the_server = is_unavailable(&ended) && format!("{ended:?}").contains("statement timeout");
+    assert!(is_by_the_server, "{ended:?}");
     locker.execute("COMMIT").await.unwrap();
     assert_eq!(store.get(record.id).await.unwrap(), Some(record));
 }
