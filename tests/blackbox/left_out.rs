@@ -21,7 +21,7 @@ const COUNT: &str = "`usage.pids`, `usage.pids_refused`, `pids_limit`";
 const OUTPUT: &str = "a lot of output";
 const PRIORITY: &str = "priority and processors of the agent";
 
-/// Of Debian 12's version.
+/// Of the versions of Debian 12 and 13.
 pub const OF_GVISOR: &[LeftOut] = &[
     row(
         "resize of a terminal",
@@ -33,7 +33,11 @@ pub const OF_GVISOR: &[LeftOut] = &[
         "output_is_cut_and_counted_without_growing_the_server",
         "hostile::quarter_of_a_gigabyte_of_output_is_cut_and_counted_without_growing_the_server",
     ),
-    row(MEMORY, "sandbox_that_runs_out_of_memory_ends_and_no_other", "hostile::memory_hog_is_killed_and_told_so"),
+    row(
+        MEMORY,
+        "sandbox_that_runs_out_of_memory_ends_or_its_program_and_no_other",
+        "hostile::memory_hog_is_killed_and_told_so",
+    ),
     row(
         MEMORY,
         "limits_beside_memory_and_processes_are_told_as_themselves",

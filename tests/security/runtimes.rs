@@ -105,6 +105,11 @@ pub const RUNTIMES: &[Runtime] = &[
             ),
             ("files", "reads_the_memory_of_the_kernel", "what it shows are addresses of its own kernel"),
             ("namespaces", "clones_into_each_kind", "what can be made are namespaces of its own kernel"),
+            (
+                "namespaces",
+                "clones_with_flags_behind_a_pointer",
+                "what can be made are namespaces of its own kernel, where it knows this call",
+            ),
             ("namespaces", "finds_the_agent_among_the_processes", "its /proc hides nobody"),
             ("namespaces", "reads_the_number_of_host_ids_by_the_map", "its ids are its own kernel's"),
             ("namespaces", "unshares_each_kind", "what can be made are namespaces of its own kernel"),

@@ -6,6 +6,7 @@ no firewall rules, no sysctl. It has the OCI runtimes runc and runsc, and images
 it by CLOUD_SANDBOX_TEST_DOCKER, and the images by the variables of `variables()`. However the command ends, or this
 program, nothing of the engine is left; what a killed one left is removed by the next.
 
+CLOUD_SANDBOX_TEST_RUNSC=PATH takes another version of runsc than the one that is installed.
 CLOUD_SANDBOX_TEST_SKIP=docker runs the command without. A command that is beside such an engine already gets no second.
 Either way it is run beneath `podman.py`, which gives it a Podman service too.
 """
@@ -36,7 +37,8 @@ LOCK = "lock"
 START_WITHIN = 60.0
 STOP_WITHIN = 20.0
 # Debian's runsc takes every network namespace for the host's on new kernels, and refuses it: it must not look.
-RUNTIMES = {"runsc": {"path": "/usr/bin/runsc", "runtimeArgs": ["--network=none"]}}
+RUNSC = os.environ.get("CLOUD_SANDBOX_TEST_RUNSC", "/usr/bin/runsc")
+RUNTIMES = {"runsc": {"path": RUNSC, "runtimeArgs": ["--network=none"]}}
 # The daemon's programs lie where an ordinary PATH does not lead.
 PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 
