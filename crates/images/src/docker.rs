@@ -31,7 +31,7 @@ use crate::{
     config::{self, Config},
     host::{Address, Host},
     job::Job,
-    pulls::{Layers, credentials, with_registry_auth, with_tag},
+    pulls::{Layers, SILENT_FOR, credentials, with_registry_auth, with_tag},
     root::FOLDER,
     store::Made,
     unpack::{End, unpack},
@@ -39,8 +39,6 @@ use crate::{
 
 /// How long the daemon may take to answer a call, in seconds.
 const ANSWER_WITHIN: u64 = 120;
-/// How long it may say nothing while it pulls or exports: unpacking a large layer on a slow disk is silent.
-const SILENT_FOR: Duration = Duration::from_secs(600);
 /// How long to look for what a killed process left, at the start.
 const SWEEP_WITHIN: Duration = Duration::from_secs(5);
 /// What the containers have in common; its value is the store that they belong to.

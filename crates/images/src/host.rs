@@ -14,7 +14,11 @@ const USERS_SOCKET: &str = "podman/podman.sock";
 
 /// What was told of where an engine is, as in `DOCKER_HOST`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host(Option<String>);
+pub struct Host {
+    told: Option<String>,
+    /// where one may listen, if nothing was told
+    usual: Vec<PathBuf>,
+}
 
 /// Where an engine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,13 +33,26 @@ impl Host {
     #[must_use]
     pub fn new(host: Option<&str>) -> Self {
         let of_environment = || env::var("DOCKER_HOST").ok();
-        Self(host.map(ToOwned::to_owned).or_else(of_environment).filter(|host| !host.is_empty()))
+        let told = host.map(ToOwned::to_owned).or_else(of_environment).filter(|host| !host.is_empty());
+        let users = env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join(USERS_SOCKET));
+        Self { told, usual: SOCKETS.iter().map(PathBuf::from).chain(users).collect() }
+    }
+
+    /// One of these sockets, of which there must be one at least: the first that is there.
+    #[must_use]
+    pub fn among(sockets: Vec<PathBuf>) -> Self {
+        Self { told: None, usual: sockets }
     }
 
     /// Where the engine is: where engines usually listen, if nobody has said where. An error is the rule that what was said
     /// does not keep.
     pub fn address(&self) -> Result<Address, String> {
-        let Some(host) = &self.0 else { return Ok(Address::Socket(usual_socket())) };
+        let Some(host) = &self.told else {
+            let socket = first_there(&self.usual).or(self.usual.first().map(PathBuf::as_path));
+            return socket
+                .map(|socket| Address::Socket(socket.to_owned()))
+                .ok_or_else(|| "DOCKER_HOST must be set".into());
+        };
         let socket = host.strip_prefix("unix://").unwrap_or(host);
         if socket.starts_with('/') {
             return Ok(Address::Socket(socket.into()));
@@ -75,13 +92,6 @@ impl fmt::Display for Address {
     }
 }
 
-/// The first of the usual sockets that is there; the first of all where none is.
-fn usual_socket() -> PathBuf {
-    let users = env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join(USERS_SOCKET));
-    let usual: Vec<_> = SOCKETS.iter().map(PathBuf::from).chain(users).collect();
-    first_there(&usual).unwrap_or(&usual[0]).to_owned()
-}
-
 fn first_there(sockets: &[PathBuf]) -> Option<&Path> {
     // a socket that may not be seen is there
     let there = |path: &Path| !matches!(fs::metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
@@ -112,10 +122,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [docker, podman] = ["docker.sock", "podman.sock"].map(|name| folder.path().join(name));
         let sockets = [docker.clone(), podman.clone()];
-        assert_eq!(first_there(&sockets), None);
+        let taken = || Host::among(sockets.to_vec()).address().unwrap();
+        assert_eq!(taken(), Address::Socket(docker.clone()), "to be looked for");
         fs::write(&podman, "").unwrap();
-        assert_eq!(first_there(&sockets), Some(&*podman));
+        assert_eq!(taken(), Address::Socket(podman));
         fs::write(&docker, "").unwrap();
-        assert_eq!(first_there(&sockets), Some(&*docker));
+        assert_eq!(taken(), Address::Socket(docker));
     }
 }

@@ -1,9 +1,12 @@
 //! What it takes to have a Docker Engine pull an image, for whoever asks one.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bollard::{Docker, auth::DockerCredentials, models::CreateImageInfo};
 use cloud_sandbox_model::template::Credentials;
+
+/// How long an engine may say nothing while it pulls or exports: unpacking a large layer on a slow disk is silent.
+pub const SILENT_FOR: Duration = Duration::from_secs(600);
 
 /// The image with a tag or digest: without one the daemon would pull every tag that there is. A colon before the last slash
 /// is a port's.

@@ -87,8 +87,8 @@ impl Inner {
     }
 
     pub(crate) async fn usage(&self, sandbox: &Sandbox, id: SandboxId) -> Result<Usage, RuntimeError> {
-        let pid = sandbox.first.get().map(|first| first.pid);
-        let seen = pid.and_then(linux::usage_of);
+        let here = sandbox.first.get().filter(|first| first.process.is_some());
+        let seen = here.and_then(|first| linux::usage_of(first.pid));
         let mut usage = match seen {
             Some(usage) => usage,
             None => self.stats(sandbox, id).await?,

@@ -8,7 +8,7 @@ use std::{
 use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig};
 use cloud_sandbox_model::{SandboxId, sandbox::USER};
 use cloud_sandbox_runtime::{Prepared, SCRATCH, SandboxSpec, inodes};
-use cloud_sandbox_runtime_linux::{MASKED, READ_ONLY};
+use cloud_sandbox_runtime_linux::{MASKED, READ_ONLY, own_files};
 
 use crate::{
     facts::{Dialect, Kernel},
@@ -22,7 +22,8 @@ pub const INSTANCE: &str = "cloud-sandbox.instance";
 /// What it was made from.
 pub const TEMPLATE: &str = "cloud-sandbox.template";
 
-/// Where the agent is inside, and the socket of its node.
+/// What is a sandbox's own inside: where the agent is, and the socket of its node.
+const OWN: &str = "/.cloud-sandbox";
 pub const AGENT: &str = "/.cloud-sandbox/agent";
 pub const SOCKET: &str = "/.cloud-sandbox/node.sock";
 
@@ -87,6 +88,27 @@ pub struct Brought {
     pub env: Vec<String>,
     /// it asks for a program to be run again and again
     pub healthcheck: bool,
+}
+
+impl Brought {
+    /// An error says why no container can be made of it. A volume's path is given to the daemon as it is, which reads more into
+    /// some than a path.
+    pub fn check(&self) -> Result<(), String> {
+        let is_plain = |path: &str| {
+            let parts = || path.trim_end_matches('/').split('/').skip(1);
+            path.starts_with('/') && !path.contains([':', ',']) && parts().all(|part| !matches!(part, "" | "." | ".."))
+        };
+        let is_own = |path: &str| {
+            let path = Path::new(path);
+            path.starts_with(OWN) || own_files().iter().any(|(own, _)| own == path)
+        };
+        match self.volumes.iter().find(|path| !is_plain(path) || is_own(path)) {
+            Some(path) => Err(format!(
+                "its volume {path:?} must be an absolute path, without : , . and .., that no sandbox has for itself"
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A sandbox to be made.
@@ -321,6 +343,17 @@ mod tests {
             tmpfs["/workspace"].contains("nosuid,nodev,size=536870912,mode=755,nr_inodes=131072,uid=1000,gid=1000")
         );
         assert_eq!(host.memory_swap, host.memory, "no swap");
+    }
+
+    #[test]
+    fn volumes_that_are_more_than_a_path_are_refused() {
+        let check = |path: &str| Brought { volumes: vec!["/data".into(), path.into()], ..Brought::default() }.check();
+        for path in ["/", "/srv/www/", "/with space", "/a..b", "/etc"] {
+            assert_eq!(check(path), Ok(()));
+        }
+        for path in ["data", "/x:exec", "/x,rw", "/a//b", "/a/./b", "/a/..", "/etc/hosts", "/.cloud-sandbox/agent"] {
+            assert!(check(path).unwrap_err().contains(&format!("its volume {path:?}")), "{path}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -28,6 +28,8 @@ pub const LONG: u64 = 3600;
 /// A Docker Engine, which need not be there.
 pub struct Engine {
     host: Host,
+    /// where the first answer came from: what another one says of this one's containers means nothing
+    address: OnceLock<Address>,
     known: Mutex<Known>,
 }
 
@@ -39,14 +41,17 @@ struct Known {
 }
 
 impl Engine {
-    /// The engine at `host`, which is written as in `DOCKER_HOST`; that is looked at where there is none.
-    pub fn new(host: Option<&str>) -> Self {
-        Self { host: Host::new(host), known: Mutex::default() }
+    /// The engine at `host`.
+    pub fn new(host: Host) -> Self {
+        Self { host, address: OnceLock::new(), known: Mutex::default() }
     }
 
-    /// Where it is.
+    /// Where it is. It stays the one that has answered first, also where another one comes to listen at a usual place.
     pub fn address(&self) -> Result<Address, RuntimeError> {
-        self.host.address().map_err(RuntimeError::Unavailable)
+        match self.address.get() {
+            Some(address) => Ok(address.clone()),
+            None => self.host.address().map_err(RuntimeError::Unavailable),
+        }
     }
 
     /// A client.
@@ -66,8 +71,15 @@ impl Engine {
 
     /// What it says about itself now.
     pub async fn ask(&self) -> Result<Arc<Facts>, RuntimeError> {
-        let info = seen::get(&self.address()?, "/info", Duration::from_secs(PATIENCE)).await;
+        let address = self.address()?;
+        let info = seen::get(&address, "/info", Duration::from_secs(PATIENCE)).await;
         let facts = Arc::new(Facts::of(info.map_err(|error| self.error("ask the Docker Engine", error))?)?);
+        if self.address.get_or_init(|| address.clone()) != &address {
+            // two asked at once, of two engines
+            return Err(RuntimeError::Unavailable(format!(
+                "the Docker Engine at {address} was not the first to answer"
+            )));
+        }
         *self.known() = Known { facts: Some(Arc::clone(&facts)), stale: false };
         Ok(facts)
     }
@@ -97,9 +109,9 @@ impl Engine {
         }
     }
 
-    /// The containers of a server: those that run or are paused, or all.
-    pub async fn containers(&self, instance: &str, stopped: bool) -> Result<Vec<Seen>, RuntimeError> {
-        let listed = seen::all(&self.address()?, instance, stopped, Duration::from_secs(PATIENCE)).await;
+    /// The containers of a server, in whatever state.
+    pub async fn containers(&self, instance: &str) -> Result<Vec<Seen>, RuntimeError> {
+        let listed = seen::all(&self.address()?, instance, Duration::from_secs(PATIENCE)).await;
         listed.map_err(|error| self.error("list the containers", error))
     }
 
@@ -174,6 +186,11 @@ fn io_kind(error: &Error) -> Option<io::ErrorKind> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
     use super::*;
 
     #[tokio::test]
@@ -181,17 +198,38 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("docker.sock");
         let address = format!("unix://{}", path.display());
-        let told = || async { Engine::new(Some(&address)).ask().await.unwrap_err().to_string() };
+        let told = || async { Engine::new(Host::new(Some(&address))).ask().await.unwrap_err().to_string() };
         let nothing = told().await;
         assert!(nothing.contains(&format!("no Docker Engine listens at {}", path.display())), "{nothing}");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let stopped = told().await;
         assert!(stopped.contains("it has stopped"), "{stopped}");
-        let error = Engine::new(Some("ssh://host")).ask().await.unwrap_err().to_string();
+        let error = Engine::new(Host::new(Some("ssh://host"))).ask().await.unwrap_err().to_string();
         assert!(error.contains("DOCKER_HOST must be unix:///PATH or tcp://HOST:PORT, not \"ssh://host\""), "{error}");
         let denied = Error::IOError { err: io::ErrorKind::PermissionDenied.into() };
         let denied = unavailable(&Address::Socket(path), &denied).to_string();
         assert!(denied.contains("no permission to use") && denied.contains("docker.sock"), "{denied}");
+    }
+
+    #[tokio::test]
+    async fn first_engine_that_answers_stays_the_one_that_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["docker.sock", "podman.sock"].map(|name| folder.path().join(name));
+        let listener = UnixListener::bind(&second).unwrap();
+        let engine = Engine::new(Host::among(vec![first.clone(), second.clone()]));
+        let serving = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            let info =
+                serde_json::json!({"OSType": "linux", "Architecture": std::env::consts::ARCH, "CgroupVersion": "2"});
+            stream.write_all(format!("HTTP/1.0 200 OK\r\n\r\n{info}").as_bytes()).await.unwrap();
+        };
+        let (answered, ()) = tokio::join!(engine.ask(), serving);
+        answered.unwrap();
+        // another one is installed, and this one stopped
+        std::fs::write(&first, "").unwrap();
+        std::fs::remove_file(&second).unwrap();
+        assert_eq!(engine.address().unwrap(), Address::Socket(second));
     }
 
     #[test]

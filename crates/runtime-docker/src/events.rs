@@ -15,14 +15,14 @@ use std::{
 
 use bollard::{models::EventMessage, query_parameters::EventsOptionsBuilder};
 use cloud_sandbox_model::SandboxId;
-use cloud_sandbox_runtime::RuntimeError;
+use cloud_sandbox_runtime::{End, RuntimeError};
 use futures::StreamExt;
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
     container::{self, SANDBOX},
     runtime::Inner,
-    sandbox::{REASON_WITHIN, Sandbox},
+    sandbox::{REASON_WITHIN, Reason, Sandbox, from_outside},
 };
 
 /// How long to wait before a daemon that is gone is looked for again: at first, and at most.
@@ -30,6 +30,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Events are asked for from a little before the last one, so that none of the same moment is missed.
 const OVERLAP: Duration = Duration::from_millis(1);
+
+/// How long after its end a daemon may take to say that a container has had no memory left.
+const MEMORY_WITHIN: Duration = Duration::from_millis(200);
 
 /// What became of a sandbox.
 pub const ENGINE_AWAY: &str = "ended while its Docker Engine was stopped or did not answer";
@@ -144,7 +147,7 @@ fn take(inner: &Arc<Inner>, event: &EventMessage, missed: bool) {
         "kill" => sandbox.signalled(),
         "oom" => sandbox.ran_out_of_memory(),
         // one that has died has a better reason, which may take a moment
-        "destroy" if sandbox.status().is_none() => sandbox.end(Some(REMOVED.into())),
+        "destroy" if sandbox.status().is_none() => sandbox.end(from_outside(REMOVED)),
         "pause" => check_frozen(inner, &sandbox, true),
         "unpause" => check_frozen(inner, &sandbox, false),
         _ => {}
@@ -153,11 +156,21 @@ fn take(inner: &Arc<Inner>, event: &EventMessage, missed: bool) {
 
 /// Takes note that a container has died. A daemon that stops says so of all its containers, as if they were killed one by one.
 fn exited(inner: &Arc<Inner>, sandbox: Arc<Sandbox>, status: i64, missed: bool) {
-    let Some(reason) = sandbox.exited(status) else { return sandbox.end(None) };
+    if sandbox.exited(status).is_none() {
+        return sandbox.end(End::default());
+    }
     let inner = Arc::clone(inner);
     tokio::spawn(async move {
         let away = missed || inner.engine.is_away().await;
-        sandbox.end(Some(reason.told(away)));
+        // that it was for memory may be told after it
+        let reason = match sandbox.reason() {
+            Some(Reason::Killed { .. }) if !away && !sandbox.was_signalled() => {
+                sleep(MEMORY_WITHIN).await;
+                sandbox.reason()
+            }
+            reason => reason,
+        };
+        sandbox.end(reason.map_or_else(End::default, |reason| reason.told(away)));
     });
 }
 
@@ -182,15 +195,20 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
     // what is being started is not listed yet
     let there = |sandbox: &Arc<Sandbox>| sandbox.first.get().is_some() && !sandbox.has_ended();
     let known: Vec<_> = inner.all().into_iter().filter(there).collect();
-    let listed = inner.engine.containers(&inner.options.instance, false).await?;
+    let listed = inner.engine.containers(&inner.options.instance).await?;
     inner.following.begin();
     if again {
         // it may be another one, with other settings
         inner.engine.forget();
         tracing::info!(containers = listed.len(), "the Docker Engine tells events again");
     }
-    for id in inner.remove_strangers().await? {
-        tracing::warn!(sandbox_id = %id, "a container that an earlier server left was removed");
+    match inner.remove_strangers().await {
+        Ok(removed) => removed
+            .iter()
+            .for_each(|id| tracing::warn!(sandbox_id = %id, "a container that an earlier server left was removed")),
+        Err(error @ RuntimeError::Unavailable(_)) => return Err(error),
+        // what happens to the others is to be told all the same
+        Err(error) => tracing::warn!(%error, "a container that an earlier server left cannot be removed"),
     }
     for container in &listed {
         let sandbox = known.iter().find(|sandbox| sandbox.container == container.id);
@@ -199,7 +217,7 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
         }
     }
     drop(inner);
-    let living: HashSet<_> = listed.iter().map(|container| &*container.id).collect();
+    let living: HashSet<_> = listed.iter().filter(|seen| !seen.ended).map(|container| &*container.id).collect();
     let gone = known.into_iter().filter(|sandbox| !living.contains(&*sandbox.container));
     // not kept from being destroyed as a whole meanwhile
     let gone: Vec<_> = gone.map(|sandbox| Arc::downgrade(&sandbox)).collect();
@@ -208,7 +226,7 @@ async fn look(runtime: Weak<Inner>, again: bool) -> Result<(), RuntimeError> {
         sleep(REASON_WITHIN).await;
     }
     for sandbox in gone.iter().filter_map(Weak::upgrade) {
-        sandbox.end(Some(if again { ENGINE_AWAY } else { REMOVED }.into()));
+        sandbox.end(from_outside(if again { ENGINE_AWAY } else { REMOVED }));
     }
     Ok(())
 }

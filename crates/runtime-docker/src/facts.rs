@@ -44,11 +44,20 @@ pub struct Facts {
     pub selinux: bool,
 }
 
+/// How the names of those begin that bring a kernel of their own.
+const OWN_KERNELS: [&str; 4] = ["runsc", "gvisor", "kata", "krun"];
+
 impl Facts {
     /// From its answer to `/info`. An error says why there can be no sandboxes.
     pub fn of(info: Value) -> Result<Self, RuntimeError> {
         // what Podman alone says: in `/version` it is said more plainly, but that takes it half a second
         let (is_podman, rootless) = (info.get("BuildahVersion").is_some(), info["Rootless"] == true);
+        let program = |(name, runtime): (&String, &Value)| {
+            // a shim of containerd has a type in place of a path
+            let told = [&runtime["path"], &runtime["runtimeType"]].into_iter().filter_map(Value::as_str);
+            (name.clone(), told.into_iter().find(|told| !told.is_empty()).unwrap_or_default().to_owned())
+        };
+        let runtimes = info["Runtimes"].as_object().into_iter().flatten().map(program).collect();
         let info: SystemInfo = serde_json::from_value(info)
             .map_err(|error| RuntimeError::host("ask the Docker Engine", io::Error::other(error)))?;
         if info.os_type.as_deref() == Some("windows") {
@@ -78,9 +87,6 @@ impl Facts {
             )));
         }
         let default_runtime = info.default_runtime.filter(|name| !name.is_empty()).unwrap_or_else(|| "runc".into());
-        let program = |runtime: bollard::models::Runtime| runtime.path.unwrap_or_default();
-        let runtimes = info.runtimes.unwrap_or_default().into_iter();
-        let runtimes = runtimes.map(|(name, runtime)| (name, program(runtime))).collect();
         let mut status = info.driver_status.unwrap_or_default().into_iter();
         Ok(Self {
             dialect: if is_podman { Dialect::Podman } else { Dialect::Docker },
@@ -117,13 +123,14 @@ impl Facts {
         )))
     }
 
-    /// Whose kernel the containers of an OCI runtime call, told by its program.
+    /// Whose kernel the containers of an OCI runtime call, told by its program. One that nobody knows is not trusted to bring one:
+    /// its sandboxes have to show the walls that the host's kernel needs.
     pub fn kernel(&self, oci_runtime: &str) -> Kernel {
         let program = self.runtimes.get(oci_runtime).filter(|program| !program.is_empty());
         let program = program.map_or(oci_runtime, String::as_str);
         let name = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
-        let hosts = ["runc", "crun", "youki"].contains(&&*name) || name.starts_with("io.containerd.runc.");
-        if hosts { Kernel::Hosts } else { Kernel::Own }
+        let name = name.trim_start_matches("io.containerd.").trim_start_matches("containerd-shim-");
+        if OWN_KERNELS.iter().any(|own| name.starts_with(own)) { Kernel::Own } else { Kernel::Hosts }
     }
 }
 
@@ -179,6 +186,8 @@ mod tests {
             "runsc": {"path": "/usr/bin/runsc"},
             "fast": {"path": "/opt/bin/crun"},
             "kata": {"path": ""},
+            "vm": {"path": "", "runtimeType": "io.containerd.kata-qemu.v2"},
+            "nvidia": {"path": "nvidia-container-runtime"},
         });
         let options = json!(["name=seccomp,profile=default", "name=rootless"]);
         let more = json!({"Runtimes": runtimes, "DefaultRuntime": "runc", "SecurityOptions": options});
@@ -188,8 +197,10 @@ mod tests {
     #[test]
     fn kernels_are_told_by_the_program_of_a_runtime() {
         let kernel = |name: &str| facts().kernel(name);
-        assert_eq!(["runc", "fast", "io.containerd.runc.v2"].map(kernel), [Kernel::Hosts; 3]);
-        assert_eq!(["runsc", "kata", "io.containerd.kata.v2", "unknown"].map(kernel), [Kernel::Own; 4]);
+        let hosts = ["runc", "fast", "io.containerd.runc.v2", "nvidia", "unknown"];
+        assert_eq!(hosts.map(kernel), [Kernel::Hosts; 5]);
+        let own = ["runsc", "kata", "kata-fc", "vm", "io.containerd.kata.v2", "io.containerd.runsc.v1"];
+        assert_eq!(own.map(kernel), [Kernel::Own; 6]);
     }
 
     #[test]
@@ -197,7 +208,7 @@ mod tests {
         assert_eq!(facts().oci_runtime(&RuntimeName::DOCKER).unwrap(), "runc");
         assert_eq!(facts().oci_runtime(&"docker+runsc".parse().unwrap()).unwrap(), "runsc");
         let error = facts().oci_runtime(&"docker+crun".parse().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("no OCI runtime crun, it has fast, kata, runc, runsc"), "{error}");
+        assert!(error.contains("no OCI runtime crun, it has fast, kata, nvidia, runc, runsc, vm"), "{error}");
     }
 
     #[test]

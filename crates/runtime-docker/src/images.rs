@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::Path,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use bollard::{
@@ -15,7 +16,7 @@ use bollard::{
     query_parameters::{CreateImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder},
 };
 use bytes::Bytes;
-use cloud_sandbox_images::pulls::{Layers, credentials, with_registry_auth, with_tag};
+use cloud_sandbox_images::pulls::{Layers, SILENT_FOR, credentials, with_registry_auth, with_tag};
 use cloud_sandbox_model::{
     RuntimeName, Template,
     error::chain,
@@ -23,6 +24,7 @@ use cloud_sandbox_model::{
 };
 use cloud_sandbox_runtime::{Prepared, Root, RuntimeError};
 use futures::{Stream, StreamExt};
+use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use crate::{
@@ -61,7 +63,8 @@ pub async fn prepare(
     let id = image.id.clone().ok_or_else(|| job.fault("the daemon gives its image no id"))?;
     job.check(&image, facts)?;
     let brought = inner.keep_brought(&id, &image);
-    let user = users::numbers(&job.client, inner, &reference, &id, &template.user).await?;
+    brought.check().map_err(|why| job.fault(why))?;
+    let user = users::numbers(inner, &reference, &id, &template.user).await?;
     let env = image.config.and_then(|config| config.env).unwrap_or_default();
     tracing::debug!(template = reference, image = id, volumes = brought.volumes.len(), "a template is prepared");
     Ok(Prepared {
@@ -182,7 +185,7 @@ impl Job<'_> {
         let options = CreateImageOptionsBuilder::default().from_image(&name).build();
         let client = with_registry_auth(self.client.clone());
         let pulled = client.create_image(Some(options), None, image.credentials.as_ref().map(credentials));
-        self.follow(pulled, &format!("image {name} cannot be pulled")).await?;
+        self.follow(pulled, &format!("image {name} cannot be pulled"), SILENT_FOR).await?;
         self.find(&name).await?.ok_or_else(|| self.fault(format!("image {name} was pulled and is not there")))
     }
 
@@ -194,15 +197,21 @@ impl Job<'_> {
         }
     }
 
-    /// Reads what the daemon says of something that takes long, to its end.
+    /// Reads what the daemon says of something that takes long, to its end. It may be silent for so long.
     async fn follow(
         &self,
         told: impl Stream<Item = Result<CreateImageInfo, Error>>,
         failed: &str,
+        silent: Duration,
     ) -> Result<(), RuntimeError> {
         let mut told = std::pin::pin!(told);
         let mut layers = Layers::default();
-        while let Some(info) = told.next().await {
+        loop {
+            let info = match timeout(silent, told.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(info)) => info,
+                Err(_) => return Err(self.fault(format!("{failed}: nothing came for {} s", silent.as_secs()))),
+            };
             match info {
                 Ok(info) => {
                     let (done, total) = layers.take(&info);
@@ -220,7 +229,6 @@ impl Job<'_> {
                 Err(error) => return Err(self.inner.engine.error(failed, error)),
             }
         }
-        Ok(())
     }
 
     /// Imports an archive, unless that was done with the same one.
@@ -246,7 +254,8 @@ impl Job<'_> {
         // with the tag in the name: Podman does not look at the one beside it
         let options = CreateImageOptionsBuilder::default().from_src("-").repo(&name).changes(changes).build();
         let mut client = self.client.clone();
-        client.set_timeout(std::time::Duration::from_secs(LONG));
+        let long = Duration::from_secs(LONG);
+        client.set_timeout(long);
         let (send, pieces) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(2);
         // the body is sent by another task than the one that has the progress
         let reading = async {
@@ -263,7 +272,7 @@ impl Job<'_> {
         let pieces = futures::stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
         let imported = client.create_image(Some(options), Some(body_try_stream(pieces)), None);
         let failed = format!("{} cannot be imported", path.display());
-        let ((), imported) = tokio::join!(reading, self.follow(imported, &failed));
+        let ((), imported) = tokio::join!(reading, self.follow(imported, &failed, long));
         imported?;
         let image = self.find(&name).await?.ok_or_else(|| self.fault("it was imported and is not there"))?;
         if let Err(error) = remove_imported(self.inner, self.template, image.id.as_deref()).await {

@@ -1,7 +1,7 @@
 //! The life of a container: created, started, looked at, and removed, with as few calls as there can be.
 
 use std::{
-    io,
+    fs, io,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use bollard::{
     query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder},
 };
 use cloud_sandbox_model::{SandboxId, error::chain};
-use cloud_sandbox_runtime::{Root, RuntimeError, SandboxSpec};
+use cloud_sandbox_runtime::{End, Root, RuntimeError, SandboxSpec};
 use cloud_sandbox_runtime_linux::Process;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
@@ -23,7 +23,7 @@ use crate::{
     facts::{Facts, Kernel},
     images,
     runtime::Inner,
-    sandbox::{First, REASON_WITHIN, Sandbox, Way},
+    sandbox::{First, REASON_WITHIN, Sandbox, Way, from_outside},
     seen::Seen,
     socket::{self, Socket},
     streams::{self, Complaint},
@@ -167,11 +167,15 @@ impl Inner {
     /// Removes a container of a name that is needed, if it is this server's.
     async fn remove_old(&self, client: &Docker, name: &str) -> Result<(), RuntimeError> {
         let Some(found) = self.engine.container(name).await? else { return Ok(()) };
-        if found.labels.get(INSTANCE) != Some(&self.options.instance) {
+        if !self.is_own(&found) {
             let taken = format!("a container of the name {name} is there already, and it is not this server's");
             return Err(RuntimeError::host("create a container", io::Error::other(taken)));
         }
         self.remove(client, &found.id).await
+    }
+
+    fn is_own(&self, container: &Seen) -> bool {
+        container.labels.get(INSTANCE) == Some(&self.options.instance)
     }
 
     async fn start(
@@ -190,7 +194,7 @@ impl Inner {
             Failure::EndedAtOnce(ended_at_once(status, &printed))
         };
         let Some(pid) = seen.pid else { return Err(ended_at_once(sandbox.status().or(seen.status))) };
-        let process = Process::adopt(pid).ok();
+        let process = first_process(pid, &sandbox.container);
         if let Some(process) = process.clone() {
             self.watch(sandbox, async move { process.ended().await }, None);
         }
@@ -241,19 +245,22 @@ impl Inner {
             }
             let unbroken = following.is_some() && inner.following.unbroken() == following;
             let why = if unbroken { otherwise } else { Some(ENGINE_AWAY) };
-            sandbox.end(why.map(ToOwned::to_owned));
+            sandbox.end(why.map_or_else(End::default, from_outside));
         });
     }
 
     /// Ends a sandbox and removes all of it.
     pub(crate) async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
-        let Some(sandbox) = self.find(id) else { return Ok(()) };
+        let Some(sandbox) = self.find(id) else { return self.remove_unheard(id).await };
         sandbox.expect_end();
-        let client = self.engine.client()?;
-        if sandbox.is_frozen() {
-            self.wake(&client, &sandbox.container).await;
-        }
-        let removed = self.remove(&client, &sandbox.container).await;
+        let removed = async {
+            let client = self.engine.client()?;
+            if sandbox.is_frozen() {
+                self.wake(&client, &sandbox.container).await;
+            }
+            self.remove(&client, &sandbox.container).await
+        };
+        let removed = removed.await;
         if let (Err(RuntimeError::Unavailable(_)), Some(First { process: Some(process), .. })) =
             (&removed, sandbox.first.get())
         {
@@ -261,7 +268,7 @@ impl Inner {
             process.kill();
         }
         removed?;
-        sandbox.end(None);
+        sandbox.end(End::default());
         if let Way::Socket(socket) = &sandbox.agent {
             // also where somebody looks at the sandbox for a moment more
             socket.close();
@@ -269,6 +276,21 @@ impl Inner {
         // last, so that a destroy that failed is tried again as a whole
         self.forget(id);
         Ok(())
+    }
+
+    /// Removes the container of a sandbox that could not be made as far as is known: the daemon may have made it all the same, and
+    /// been too slow to say so. One that is away is looked into when it is back.
+    async fn remove_unheard(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let removed = async {
+            match self.engine.container(&container::name(id)).await? {
+                Some(found) if self.is_own(&found) => self.remove(&self.engine.client()?, &found.id).await,
+                _ => Ok(()),
+            }
+        };
+        match removed.await {
+            Err(RuntimeError::Unavailable(_)) => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Lets a container go on that is to be removed: not every OCI runtime kills one that is paused.
@@ -297,7 +319,7 @@ impl Inner {
     /// Removes what servers before this one have left.
     pub(crate) async fn remove_strangers(&self) -> Result<Vec<SandboxId>, RuntimeError> {
         let client = self.engine.client()?;
-        let listed = self.engine.containers(&self.options.instance, true).await?;
+        let listed = self.engine.containers(&self.options.instance).await?;
         // looked up after they were listed: what was listed and is this server's own was known by then
         let stranger = |container: Seen| {
             let id: SandboxId = container.labels.get(SANDBOX)?.parse().ok()?;
@@ -357,6 +379,15 @@ impl From<RuntimeError> for Failure {
     fn from(error: RuntimeError) -> Self {
         Self::Other(error)
     }
+}
+
+/// The first process of a container, where its engine's numbers of processes mean those of this machine: an engine that is
+/// elsewhere, in a virtual machine for example, has numbers that are other processes' here.
+fn first_process(pid: i32, container: &str) -> Option<Process> {
+    let process = Process::adopt(pid).ok()?;
+    // looked at when it is held, so that the number means no other one meanwhile
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    groups.contains(container).then_some(process)
 }
 
 fn ended_at_once(status: Option<i64>, printed: &str) -> RuntimeError {

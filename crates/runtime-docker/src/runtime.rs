@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use cloud_sandbox_images::host::Host;
 use cloud_sandbox_model::{Limits, RuntimeName, SandboxId, Template, template::Progress};
 use cloud_sandbox_runtime::{
     BoxedPackets, BoxedStream, End, Interface, Prepared, Runtime, RuntimeError, SandboxSpec, Usage, scratch_folders,
@@ -79,7 +80,7 @@ impl DockerRuntime {
     #[must_use]
     pub fn new(options: Options) -> Self {
         let inner = Inner {
-            engine: Engine::new(options.docker_host.as_deref()),
+            engine: Engine::new(Host::new(options.docker_host.as_deref())),
             sandboxes: Mutex::default(),
             making: Mutex::default(),
             brought: Mutex::default(),

@@ -54,14 +54,19 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// In words that follow "it"; `away` says that its daemon was, when it died.
-    pub fn told(self, away: bool) -> String {
+    /// The end that it makes; `away` says that its daemon was, when it died.
+    pub fn told(self, away: bool) -> End {
         match self {
-            Self::OutOfMemory => "ran out of memory".to_owned(),
-            Self::Killed { .. } if away => ENGINE_AWAY.to_owned(),
-            Self::Killed { status } => format!("was killed from outside (exit code {status})"),
+            Self::OutOfMemory => End { out_of_memory: true, ..End::default() },
+            Self::Killed { .. } if away => from_outside(ENGINE_AWAY),
+            Self::Killed { status } => from_outside(format!("was killed from outside (exit code {status})")),
         }
     }
+}
+
+/// An end that somebody else has made, in words that follow "it".
+pub fn from_outside(what: impl Into<String>) -> End {
+    End { from_outside: Some(what.into()), ..End::default() }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -126,10 +131,21 @@ impl Sandbox {
         self.hints().status
     }
 
-    /// Its first process has ended with this status: what that came of, unless it was the agent's own doing.
+    /// Whether somebody has sent it a signal.
+    pub fn was_signalled(&self) -> bool {
+        self.hints().signalled
+    }
+
+    /// Its first process has ended with this status.
     pub fn exited(&self, status: i64) -> Option<Reason> {
-        let mut hints = self.hints();
-        hints.status = Some(status);
+        self.hints().status = Some(status);
+        self.reason()
+    }
+
+    /// What its end came of, as far as the daemon has said, unless it was the agent's own doing.
+    pub fn reason(&self) -> Option<Reason> {
+        let hints = self.hints();
+        let status = hints.status?;
         if hints.destroying {
             None
         } else if hints.oom_kills > 0 && status == KILLED && !hints.signalled {
@@ -141,13 +157,13 @@ impl Sandbox {
         }
     }
 
-    /// It has ended; only the first reason counts.
-    pub fn end(&self, from_outside: Option<String>) {
-        let from_outside = from_outside.filter(|_| !self.hints().destroying);
+    /// It has ended; only the first end counts.
+    pub fn end(&self, end: End) {
+        let end = if self.hints().destroying { End::default() } else { end };
         self.fate.send_if_modified(|fate| {
             let first = fate.end.is_none();
             if first {
-                fate.end = Some(End { from_outside });
+                fate.end = Some(end);
             }
             first
         });
@@ -206,35 +222,36 @@ mod tests {
         Sandbox::new("c".into(), Kernel::Own, Way::Streams(streams), Limits::DEFAULT)
     }
 
-    async fn end_of(hints: impl Fn(&Sandbox), status: i64) -> Option<String> {
+    async fn end_of(hints: impl Fn(&Sandbox), status: i64) -> End {
         let sandbox = sandbox();
         hints(&sandbox);
         let reason = sandbox.exited(status);
-        sandbox.end(reason.map(|reason| reason.told(false)));
-        sandbox.end(Some("something later".into()));
-        sandbox.ended().await.from_outside
+        sandbox.end(reason.map_or_else(End::default, |reason| reason.told(false)));
+        sandbox.end(from_outside("something later"));
+        sandbox.ended().await
     }
 
     #[tokio::test]
     async fn ends_are_told_apart_by_what_came_before() {
-        let killed = Some("was killed from outside (exit code 137)".to_owned());
-        assert_eq!(end_of(|_| (), 0).await, None, "its agent ended by itself");
+        let killed = from_outside("was killed from outside (exit code 137)");
+        assert_eq!(end_of(|_| (), 0).await, End::default(), "its agent ended by itself");
         assert_eq!(end_of(|_| (), KILLED).await, killed);
-        assert_eq!(end_of(Sandbox::expect_end, KILLED).await, None);
-        assert_eq!(end_of(Sandbox::ran_out_of_memory, KILLED).await.as_deref(), Some("ran out of memory"));
+        assert_eq!(end_of(Sandbox::expect_end, KILLED).await, End::default());
+        let out_of_memory = end_of(Sandbox::ran_out_of_memory, KILLED).await;
+        assert_eq!((out_of_memory.out_of_memory, out_of_memory.from_outside), (true, None));
         let signalled_later = |sandbox: &Sandbox| {
             sandbox.ran_out_of_memory();
             sandbox.signalled();
         };
         assert_eq!(end_of(signalled_later, KILLED).await, killed, "what ran out before was one of its processes");
-        let stopped = Some("was killed from outside (exit code 143)".to_owned());
+        let stopped = from_outside("was killed from outside (exit code 143)");
         assert_eq!(end_of(Sandbox::signalled, 143).await, stopped);
     }
 
     #[test]
     fn what_dies_with_its_daemon_was_not_killed_by_somebody() {
-        assert_eq!(Reason::Killed { status: KILLED }.told(true), ENGINE_AWAY);
-        assert_eq!(Reason::OutOfMemory.told(true), "ran out of memory");
+        assert_eq!(Reason::Killed { status: KILLED }.told(true), from_outside(ENGINE_AWAY));
+        assert!(Reason::OutOfMemory.told(true).out_of_memory);
     }
 
     #[tokio::test]

@@ -26,6 +26,8 @@ const ANSWER_MAX: usize = 64 * 1024 * 1024;
 pub struct Seen {
     pub id: String,
     pub labels: HashMap<String, String>,
+    /// it is there and has ended: nothing of it runs, or is paused
+    pub ended: bool,
     pub paused: bool,
     /// its first process as the engine numbers it, where that lives; not in a list
     pub pid: Option<i32>,
@@ -38,6 +40,7 @@ pub async fn one(address: &Address, container: &str, patience: Duration) -> Resu
     let found = get(address, &format!("/containers/{container}/json"), patience).await?;
     let state = &found["State"];
     Ok(Seen {
+        ended: has_ended(&state["Status"]),
         paused: state["Paused"] == true,
         pid: state["Pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
         status: state["ExitCode"].as_i64(),
@@ -45,13 +48,21 @@ pub async fn one(address: &Address, container: &str, patience: Duration) -> Resu
     })
 }
 
-/// The containers of a server: those that run or are paused, or all.
-pub async fn all(address: &Address, instance: &str, stopped: bool, patience: Duration) -> Result<Vec<Seen>, Error> {
+/// The containers of a server, in whatever state: for a list of those that live, Podman leaves out those that are paused.
+pub async fn all(address: &Address, instance: &str, patience: Duration) -> Result<Vec<Seen>, Error> {
     let filters = serde_json::json!({"label": [format!("{INSTANCE}={instance}")]}).to_string();
-    let path = format!("/containers/json?all={stopped}&filters={}", escaped(&filters));
+    let path = format!("/containers/json?all=true&filters={}", escaped(&filters));
     let found = get(address, &path, patience).await?;
-    let seen = |found: &Value| Seen { paused: found["State"] == "paused", ..Seen::of(&found["Id"], &found["Labels"]) };
+    let seen = |found: &Value| Seen {
+        ended: has_ended(&found["State"]),
+        paused: found["State"] == "paused",
+        ..Seen::of(&found["Id"], &found["Labels"])
+    };
     Ok(found.as_array().into_iter().flatten().map(seen).collect())
+}
+
+fn has_ended(state: &Value) -> bool {
+    ["exited", "stopped", "dead"].iter().any(|ended| state == ended)
 }
 
 impl Seen {
@@ -130,7 +141,7 @@ mod tests {
         let (address, patience) = (Address::Socket(path), Duration::from_secs(60));
         let asking = async {
             if list {
-                all(&address, "here", true, patience).await
+                all(&address, "here", patience).await
             } else {
                 one(&address, "c", patience).await.map(|seen| vec![seen])
             }
@@ -141,17 +152,18 @@ mod tests {
     #[tokio::test]
     async fn states_of_podman_hide_no_container() {
         let answer = "HTTP/1.0 200 OK\r\nServer: x\r\n\r\n[{\"Id\":\"a\",\"State\":\"initialized\",\"Labels\":{\"l\":\"1\"}},\
-                      {\"Id\":\"b\",\"State\":\"paused\",\"Labels\":null}]";
+                      {\"Id\":\"b\",\"State\":\"paused\",\"Labels\":null},{\"Id\":\"c\",\"State\":\"stopped\"}]";
         let (seen, asked) = told(answer, true).await;
         let (seen, labels) = (seen.unwrap(), [("l".to_owned(), "1".to_owned())].into());
         assert_eq!(seen[0], Seen { id: "a".into(), labels, ..Seen::default() });
-        assert_eq!((&*seen[1].id, seen[1].paused), ("b", true));
+        assert_eq!((&*seen[1].id, seen[1].paused, seen[1].ended), ("b", true, false));
+        assert_eq!((&*seen[2].id, seen[2].paused, seen[2].ended), ("c", false, true));
         let path = "/containers/json?all=true&filters=%7B%22label%22%3A%5B%22cloud-sandbox.instance%3Dhere%22%5D%7D";
         assert!(asked.starts_with(&format!("GET {path} HTTP/1.1\r\n")), "{asked}");
         let answer =
             "HTTP/1.0 200 OK\r\n\r\n{\"Id\":\"c\",\"State\":{\"Status\":\"stopped\",\"Pid\":0,\"ExitCode\":3}}";
         let seen = told(answer, false).await.0.unwrap().remove(0);
-        assert_eq!((&*seen.id, seen.pid, seen.status, seen.paused), ("c", None, Some(3), false));
+        assert_eq!((&*seen.id, seen.pid, seen.status, seen.ended, seen.paused), ("c", None, Some(3), true, false));
     }
 
     #[tokio::test]

@@ -1,15 +1,22 @@
 //! The numbers of a user that a template names. They are needed before anything runs, for folders that are to be the user's;
 //! so they are looked up where the container itself would: in the image's `/etc/passwd`.
 
+use std::{io, sync::Arc};
+
 use bollard::{
     Docker,
     models::{ContainerCreateBody, HostConfig},
     query_parameters::{CreateContainerOptions, DownloadFromContainerOptionsBuilder, RemoveContainerOptionsBuilder},
 };
+use cloud_sandbox_model::SandboxId;
 use cloud_sandbox_runtime::RuntimeError;
 use futures::StreamExt;
 
-use crate::{container::INSTANCE, engine::has_status, runtime::Inner};
+use crate::{
+    container::{INSTANCE, SANDBOX},
+    engine::has_status,
+    runtime::Inner,
+};
 
 const PASSWD: &str = "/etc/passwd";
 /// More than any such file that is meant.
@@ -18,18 +25,21 @@ const PASSWD_MAX: usize = 1024 * 1024;
 const HEADER: usize = 512;
 const SIZE: std::ops::Range<usize> = 124..135;
 
-/// A user as `UID:GID`; what names nobody stays empty.
-pub async fn numbers(
-    client: &Docker,
-    inner: &Inner,
-    template: &str,
-    image: &str,
-    user: &str,
-) -> Result<String, RuntimeError> {
-    if user.is_empty() || user.chars().all(|c| c.is_ascii_digit()) {
-        return Ok(user.to_owned());
+/// A user as `UID:GID`; what names nobody stays empty. One that is a number has the group of that number, whatever the image
+/// says: what it does not know, the daemon would put into root's group.
+pub async fn numbers(inner: &Arc<Inner>, template: &str, image: &str, user: &str) -> Result<String, RuntimeError> {
+    if user.is_empty() {
+        return Ok(String::new());
     }
-    let passwd = passwd(client, inner, image).await?;
+    if user.chars().all(|c| c.is_ascii_digit()) {
+        return Ok(format!("{user}:{user}"));
+    }
+    let looking = {
+        let (inner, image) = (Arc::clone(inner), image.to_owned());
+        // on its own, so that a caller that goes away leaves no container
+        tokio::spawn(async move { passwd(&inner, &image).await })
+    };
+    let passwd = looking.await.map_err(|error| RuntimeError::host("look into an image", io::Error::other(error)))??;
     let found = passwd.as_deref().and_then(|passwd| find(passwd, user));
     found.ok_or_else(|| {
         let why = format!("its image has no user {user} in {PASSWD}");
@@ -38,18 +48,23 @@ pub async fn numbers(
 }
 
 /// The file of an image, by a container that is never started; `None` where there is none.
-async fn passwd(client: &Docker, inner: &Inner, image: &str) -> Result<Option<String>, RuntimeError> {
+async fn passwd(inner: &Inner, image: &str) -> Result<Option<String>, RuntimeError> {
+    let client = inner.engine.client()?;
+    // it is found by that where its server was killed meanwhile
+    let id = SandboxId::generate();
+    let _making = inner.making(id);
+    let labels = [(SANDBOX, id.to_string()), (INSTANCE, inner.options.instance.clone())];
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),
         // never run; without one, an image may have none and is refused
         entrypoint: Some(vec!["/".to_owned()]),
-        labels: Some([(INSTANCE.to_owned(), inner.options.instance.clone())].into()),
+        labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
         host_config: Some(HostConfig { network_mode: Some("none".into()), ..HostConfig::default() }),
         ..ContainerCreateBody::default()
     };
     let created = client.create_container(None::<CreateContainerOptions>, body).await;
     let created = created.map_err(|error| inner.engine.error("look into an image", error))?;
-    let read = read(client, &created.id).await;
+    let read = read(&client, &created.id).await;
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     let removed = client.remove_container(&created.id, Some(options)).await;
     removed.map_err(|error| inner.engine.error("remove a container that was looked into", error))?;

@@ -75,6 +75,8 @@ pub struct End {
     /// what somebody or something outside did to it, in words that follow "it": `was killed from outside (exit code 137)`;
     /// `None` where its agent ended by itself, or nobody knows
     pub from_outside: Option<String>,
+    /// whether it was killed at its memory limit, where the runtime is told so rather than sees it in the sandbox's use
+    pub out_of_memory: bool,
 }
 
 /// What a sandbox has used so far.

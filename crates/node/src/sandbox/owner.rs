@@ -121,7 +121,7 @@ impl Owner {
     /// Why its agent is gone. Nothing in a sandbox can end it, so that a kill for memory meanwhile was its own.
     async fn lost_agent(&self, end: End) -> EndCause {
         let before = self.sandbox.hits_seen();
-        if self.sandbox.hits().await.oom_kills > before.oom_kills {
+        if end.out_of_memory || self.sandbox.hits().await.oom_kills > before.oom_kills {
             hit("memory");
             return EndCause::OutOfMemory;
         }

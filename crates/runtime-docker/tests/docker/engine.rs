@@ -16,34 +16,41 @@ use tokio::{
 };
 
 use crate::{
-    rig::{Rig, SOON, docker, host, name},
+    rig::{Rig, SOON, docker, eventually, host, name},
     setup::left_out,
 };
 
 /// Carries connections to the daemon until it is cut.
-struct Proxy {
+pub struct Proxy {
     path: PathBuf,
+    daemon: String,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl Proxy {
     fn start(folder: &Path) -> Self {
-        let proxy = Self { path: folder.join("proxy.sock"), tasks: Arc::default() };
+        Self::to(&host(), folder)
+    }
+
+    /// One to this daemon.
+    pub fn to(daemon: &str, folder: &Path) -> Self {
+        let proxy = Self { path: folder.join("proxy.sock"), daemon: daemon.to_owned(), tasks: Arc::default() };
         proxy.mend();
         proxy
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("unix://{}", self.path.display())
     }
 
-    fn mend(&self) {
+    pub fn mend(&self) {
         let listener = UnixListener::bind(&self.path).unwrap();
-        let tasks = Arc::clone(&self.tasks);
+        let (tasks, daemon) = (Arc::clone(&self.tasks), self.daemon.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((mut ours, _)) = listener.accept().await {
+                let socket = daemon.trim_start_matches("unix://").to_owned();
                 let carried = tokio::spawn(async move {
-                    let mut daemon = UnixStream::connect(host().trim_start_matches("unix://")).await.unwrap();
+                    let mut daemon = UnixStream::connect(socket).await.unwrap();
                     let _ = copy_bidirectional(&mut ours, &mut daemon).await;
                 });
                 tasks.lock().unwrap().push(carried);
@@ -52,7 +59,7 @@ impl Proxy {
         self.tasks.lock().unwrap().push(accepting);
     }
 
-    async fn cut(&self) {
+    pub async fn cut(&self) {
         fs::remove_file(&self.path).unwrap();
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
         for task in tasks {
@@ -87,6 +94,25 @@ async fn sandboxes_outlive_a_daemon_that_comes_back_and_those_that_are_gone_end(
     rig.runtime.thaw(lives).await.unwrap();
     rig.agent(lives).await;
     rig.runtime.destroy(lives).await.unwrap();
+    rig.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn release_ends_what_runs_also_while_the_daemon_is_away() {
+    if left_out() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(folder.path());
+    let rig = Rig::at(&proxy.host());
+    let id = rig.create("docker+runc").await;
+    rig.agent(id).await;
+    proxy.cut().await;
+    assert!(matches!(rig.runtime.destroy(id).await, Err(RuntimeError::Unavailable(_))), "it is tried again");
+    eventually("nothing of it runs", || rig.containers().is_empty()).await;
+    rig.runtime.destroy(SandboxId::generate()).await.expect("there is none to wait for");
+    proxy.mend();
+    rig.runtime.destroy(id).await.unwrap();
     rig.assert_nothing_is_left();
 }
 
@@ -128,7 +154,7 @@ async fn server_starts_without_a_daemon_and_finds_leftovers_once_there_is_one() 
     let error = rig.runtime.create(SandboxId::generate(), &spec).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Unavailable(_)), "{error}");
     proxy.mend();
-    crate::rig::eventually("what was left is removed", || rig.containers().is_empty()).await;
+    eventually("what was left is removed", || rig.containers().is_empty()).await;
     let id = rig.create("docker+runc").await;
     rig.agent(id).await;
     rig.runtime.destroy(id).await.unwrap();

@@ -1,12 +1,13 @@
 //! The same with Podman's service, which has words and ways of its own.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use cloud_sandbox_model::{Limits, SandboxId, Template, template::Source};
 use cloud_sandbox_runtime::{Prepared, Runtime, RuntimeError, SandboxSpec, conformance, walls};
 use tokio::time::timeout;
 
 use crate::{
+    engine::Proxy,
     life::walls_hold,
     rig::{Rig, SOON, archive, eventually, name},
     setup::{Docker, podman_left_out},
@@ -94,6 +95,32 @@ async fn what_is_done_with_podman_by_others_is_seen() {
     world.act("POST", id, "/pause");
     world.rig.runtime.destroy(id).await.unwrap();
     assert!(!world.has(id), "also one that stands still");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_sandboxes_outlive_a_break_of_podmans_service() {
+    if podman_left_out() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let podman = Docker::podman_of_this_run();
+    let proxy = Proxy::to(&podman.url, folder.path());
+    let world = World { rig: Rig::at(&proxy.host()), podman };
+    let (paused, seen_late) = (world.create().await, world.create().await);
+    let runtime = &world.rig.runtime;
+    runtime.freeze(paused).await.unwrap();
+    proxy.cut().await;
+    world.act("POST", seen_late, "/pause");
+    proxy.mend();
+    assert!(timeout(SOON, runtime.frozen_by_others(seen_late, false)).await.unwrap(), "what there is was looked at");
+    // those that are missed are given up by then
+    let ended = async { tokio::join!(runtime.ended(paused), runtime.ended(seen_late)) };
+    assert!(timeout(Duration::from_secs(7), ended).await.is_err());
+    for id in [paused, seen_late] {
+        runtime.thaw(id).await.unwrap();
+        world.rig.agent(id).await;
+        runtime.destroy(id).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
