@@ -126,21 +126,28 @@ async fn find(node: &Arc<Shared>, wanted: Wanted) -> Result<Acquired> {
         let origin = node.templates.find(&wanted.template)?;
         let limits = origin.limits.overlaid(wanted.limits, node.options.max_limits)?;
         let fits_warm = may_be_warm && limits.disk_bytes == origin.limits.disk_bytes;
+        let made = |slot| create(node, slot, Arc::clone(&origin), limits);
         let (taken, warm) = match node.pool.choose(&origin, fits_warm) {
-            Way::Warm(taken) => (taken, true),
+            Way::Warm(taken) => (Ok(taken), true),
             Way::Wait(receiver) => match receiver.await {
-                Ok(taken) => (taken, false),
+                Ok(taken) => (Ok(taken), false),
                 // what was being made came to nothing
                 Err(_) => continue,
             },
-            Way::Create(slot) => (create(node, slot, origin, limits).await?, false),
+            Way::Create(slot) => (made(slot).await, false),
             Way::Evict(victim, promise) => {
                 evict(node, victim).await;
                 let Some(slot) = promise.redeem() else { continue };
-                (create(node, slot, origin, limits).await?, false)
+                (made(slot).await, false)
             }
             Way::Full if node.is_draining() => return Err(draining()),
             Way::Full => break,
+        };
+        let taken = match taken {
+            Ok(taken) => taken,
+            // what it was to be made from is no more: there is another by now, or none
+            Err(error) if error.reason() == reason::TEMPLATE_NOT_READY => continue,
+            Err(error) => return Err(error),
         };
         let mut lease = Lease { limits, ..wanted.lease.clone() };
         // the lease begins when the sandbox is the caller's, however long it took to make

@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use cloud_sandbox_model::RuntimeName;
 use cloud_sandbox_runtime::{Runtime, RuntimeError};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, Semaphore, SemaphorePermit},
     time::{Instant, timeout},
 };
 
@@ -16,6 +16,10 @@ use crate::node::{Answered, Shared};
 
 /// How long a runtime may take to say whether it is there.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often in a row it may say nothing before it counts as gone.
+const GONE_AFTER: u32 = 3;
+/// How many templates are prepared at once: each takes the network and the disk for itself.
+const PREPARED_AT_ONCE: usize = 2;
 /// How long its answer is as good as a new one: all templates ask for themselves.
 const GOOD_FOR: Duration = Duration::from_secs(4);
 /// The same of an answer that it is not there.
@@ -30,6 +34,7 @@ pub struct Runtimes {
 struct Member {
     runtime: Arc<dyn Runtime>,
     known: Mutex<Known>,
+    preparing: Semaphore,
 }
 
 #[derive(Default)]
@@ -38,13 +43,15 @@ struct Known {
     reclaimed: bool,
     /// when it last said whether it is there, by the names that it was asked by, and why not
     answers: HashMap<RuntimeName, (Instant, Option<String>)>,
+    /// how often in a row it has said nothing
+    silent: u32,
 }
 
 impl Runtimes {
     /// These runtimes. Of two of one family the first is used.
     pub fn new(runtimes: impl IntoIterator<Item = Arc<dyn Runtime>>) -> Self {
-        let members = runtimes.into_iter().map(|runtime| Member { runtime, known: Mutex::default() });
-        Self { members: members.collect() }
+        let member = |runtime| Member { runtime, known: Mutex::default(), preparing: Semaphore::new(PREPARED_AT_ONCE) };
+        Self { members: runtimes.into_iter().map(member).collect() }
     }
 
     /// Whether there is one of this family.
@@ -67,6 +74,13 @@ impl Runtimes {
         self.members.iter().find(|member| member.runtime.name() == family)
     }
 
+    /// Waits until this family may prepare one more template. Those of one do not wait for what another's daemon or registry
+    /// takes its time with.
+    pub(crate) async fn turn_to_prepare(&self, family: &str) -> Option<SemaphorePermit<'_>> {
+        let member = self.member(family)?;
+        Some(member.preparing.acquire().await.expect("the semaphore is never closed"))
+    }
+
     /// The runtime that makes sandboxes by this name, if it can do so now.
     pub(crate) async fn usable(&self, node: &Shared, name: &RuntimeName) -> Result<Arc<dyn Runtime>, RuntimeError> {
         let Some(member) = self.member(name.family()) else {
@@ -82,7 +96,13 @@ impl Runtimes {
             Some((at, Some(why))) if at.elapsed() < BAD_FOR => return Err(RuntimeError::Unavailable(why.clone())),
             _ => {
                 let answer = timeout(PATIENCE, member.runtime.available(name)).await;
-                let answer = answer.unwrap_or_else(|_| Err(RuntimeError::Unavailable("it does not answer".into())));
+                known.silent = if answer.is_err() { known.silent + 1 } else { 0 };
+                let was_there = matches!(known.answers.get(name), Some((_, None)));
+                let answer = answer.unwrap_or_else(|_| {
+                    // one that answered the last time is busy rather than gone: its warm sandboxes are of use meanwhile
+                    let is_slow = was_there && known.silent < GONE_AFTER;
+                    if is_slow { Ok(()) } else { Err(RuntimeError::Unavailable("it does not answer".into())) }
+                });
                 let why = match &answer {
                     Ok(()) => None,
                     Err(RuntimeError::Unavailable(why)) => Some(why.clone()),

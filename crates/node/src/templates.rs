@@ -23,10 +23,7 @@ use cloud_sandbox_model::{
     template::{DOCKER, HOST, Progress, split_reference},
 };
 use cloud_sandbox_storage::{NodeTemplate, TemplateState};
-use tokio::{
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 use tracing::Instrument;
 
 use crate::{node::Shared, pool::Pool, runtimes::Runtimes};
@@ -34,8 +31,6 @@ use crate::{node::Shared, pool::Pool, runtimes::Runtimes};
 use keeper::Keeper;
 pub(crate) use origin::Origin;
 
-/// Templates that are prepared at once: each is bound by the network or the disk.
-const PREPARED_AT_ONCE: usize = 2;
 /// How long the start waits for the built-in ones: an image that has to be pulled takes longer in any case.
 const START_PATIENCE: Duration = Duration::from_millis(500);
 /// The same for the default one, which is what the first caller asks for.
@@ -50,7 +45,6 @@ pub(crate) struct Templates {
     state: Mutex<State>,
     /// what an acquire gets that names none
     default: String,
-    preparing: Semaphore,
     /// told whenever one is another state
     changed: watch::Sender<()>,
 }
@@ -96,12 +90,7 @@ impl Status {
 
 impl Templates {
     pub(crate) fn new(default: &str) -> Self {
-        Self {
-            state: Mutex::default(),
-            default: default.to_owned(),
-            preparing: Semaphore::new(PREPARED_AT_ONCE),
-            changed: watch::Sender::new(()),
-        }
+        Self { state: Mutex::default(), default: default.to_owned(), changed: watch::Sender::new(()) }
     }
 
     /// What sandboxes are made from by this name: a reference, or a name that means its newest version here, or nothing for

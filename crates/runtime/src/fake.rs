@@ -40,6 +40,10 @@ struct State {
     prepared: BTreeSet<String>,
     /// what it works with does not answer
     unavailable: bool,
+    /// it panics where it is to prepare a template
+    panicking: bool,
+    /// what is not answered
+    hanging: watch::Sender<HashSet<&'static str>>,
     preparing: Preparing,
 }
 
@@ -95,6 +99,22 @@ impl FakeRuntime {
     /// Makes it as if what it works with were not there, or there again.
     pub fn set_unavailable(&self, unavailable: bool) {
         self.state().unavailable = unavailable;
+    }
+
+    /// Makes every later call of `"available"` or `"create"` wait, or go on with those that wait.
+    pub fn set_hanging(&self, operation: &'static str, hanging: bool) {
+        self.state().hanging.send_modify(|all| {
+            if hanging {
+                all.insert(operation);
+            } else {
+                all.remove(operation);
+            }
+        });
+    }
+
+    /// Makes it panic when it is to prepare a template, or not any more.
+    pub fn set_panicking(&self, panicking: bool) {
+        self.state().panicking = panicking;
     }
 
     /// Makes everything that is prepared wait, or go on.
@@ -160,6 +180,14 @@ impl FakeRuntime {
         }
     }
 
+    /// Ends a sandbox as one of which the runtime was told that it was killed for memory.
+    pub fn kill_for_memory(&self, id: SandboxId) {
+        if let Some(fake) = self.state().sandboxes.get_mut(&id) {
+            fake.end.out_of_memory = true;
+            fake.alive.send_replace(false);
+        }
+    }
+
     /// Says what [`Runtime::usage`] reports from now on.
     pub fn set_usage(&self, id: SandboxId, usage: Usage) {
         if let Some(fake) = self.state().sandboxes.get_mut(&id) {
@@ -180,6 +208,13 @@ impl FakeRuntime {
     /// Leaves a sandbox of an earlier process for [`Runtime::reclaim`] to find.
     pub fn leave_behind(&self, id: SandboxId) {
         self.state().leftovers.push(id);
+    }
+
+    /// Returns once this is answered.
+    async fn until_answered(&self, operation: &'static str) {
+        let mut hanging = self.state().hanging.subscribe();
+        // its sender lives as long as this
+        let _ = hanging.wait_for(|all| !all.contains(operation)).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -246,6 +281,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn available(&self, _name: &RuntimeName) -> Result<(), RuntimeError> {
+        self.until_answered("available").await;
         self.state().refuse_if_failing("available")
     }
 
@@ -268,6 +304,7 @@ impl Runtime for FakeRuntime {
         // its sender lives as long as this
         let _ = held.wait_for(|held| !held).await;
         let mut state = self.state();
+        assert!(!state.panicking, "made to panic");
         state.refuse_if_failing("prepare")?;
         state.prepared.insert(template.reference());
         progress.advance(1);
@@ -298,6 +335,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn create(&self, id: SandboxId, spec: &SandboxSpec) -> Result<(), RuntimeError> {
+        self.until_answered("create").await;
         let mut state = self.state();
         state.refuse_if_failing("create")?;
         state.created += 1;

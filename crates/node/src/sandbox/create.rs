@@ -1,14 +1,20 @@
 //! How a sandbox is made: by its runtime, until its agent answers, its walls are proved, and what its template starts is
 //! ready.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use cloud_sandbox_model::{
     Limits, SandboxId, SandboxState,
     error::{Error, ErrorKind, Result, reason},
 };
 use cloud_sandbox_runtime::{End, SandboxSpec};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -24,6 +30,9 @@ use crate::{
     templates::Origin,
     walls,
 };
+
+/// A host that has taken so long over one sandbox is stalled, and not short of processors.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 
 /// Who a sandbox is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +98,23 @@ impl Owner {
         let (node, sandbox) = (Arc::clone(&self.node), Arc::clone(&self.sandbox));
         let origin = &sandbox.origin;
         let spec = SandboxSpec { template: origin.prepared.clone(), limits: self.limits };
-        let made = origin.runtime.create(sandbox.id, &spec).await;
+        // its user's token was taken before this is looked at: what it is made from stays until it has ended
+        if origin.retired.is_cancelled() {
+            return Err(replaced(origin));
+        }
+        let mut permit = Some(permit);
+        let made = {
+            let making = origin.runtime.create(sandbox.id, &spec);
+            tokio::pin!(making);
+            tokio::select! {
+                made = &mut making => made,
+                // what it hangs on, a daemon for example, is not to hold up those that are made by others
+                () = sleep(STALLED_AFTER) => {
+                    permit = None;
+                    making.await
+                }
+            }
+        };
         made.inspect_err(|error| origin.note(error)).map_err(runtime_error)?;
         let ended = origin.runtime.ended(sandbox.id);
         tokio::pin!(ended);
@@ -138,13 +163,14 @@ impl Owner {
 fn ended_early(end: &End, operation: &str) -> Error {
     let cause = match &end.from_outside {
         Some(what) => format!("it {what}"),
+        None if end.out_of_memory => "it was killed at its memory limit before it was ready".to_owned(),
         None => "its agent ended before it was ready".to_owned(),
     };
     Error::internal(operation, cause)
 }
 
 fn replaced(origin: &Origin) -> Error {
-    let message = format!("template {} became another while what it starts was not ready", origin.reference());
+    let message = format!("template {} became another while its sandbox was made", origin.reference());
     Error::new(ErrorKind::Unavailable, reason::TEMPLATE_NOT_READY, message)
 }
 

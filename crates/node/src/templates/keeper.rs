@@ -8,7 +8,7 @@
 //! ```
 //! Nothing in it ends but with the node, or with the template.
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use cloud_sandbox_model::{
     RuntimeName, Template,
@@ -16,6 +16,7 @@ use cloud_sandbox_model::{
     template::{Progress, Source},
 };
 use cloud_sandbox_runtime::{Prepared, Runtime, RuntimeError};
+use futures::FutureExt;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -29,6 +30,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LAST_PAUSE: Duration = Duration::from_secs(300);
 /// How often it is looked whether runtimes are there.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Characters of what is told of one failed attempt.
+const WORDS_MAX: usize = 500;
 /// A doubt about what was found good so lately can wait.
 const DOUBT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -105,11 +108,11 @@ impl Attempts {
 
     fn failure(&self) -> Failure {
         let words = self.0.iter().map(|(name, error)| match error {
-            RuntimeError::Template { why, .. } | RuntimeError::Unavailable(why) => format!("{name}: {why}"),
+            RuntimeError::Template { why, .. } | RuntimeError::Unavailable(why) => format!("{name}: {}", told(why)),
             RuntimeError::Gone(_)
             | RuntimeError::Unsupported(_)
             | RuntimeError::Exhausted(_)
-            | RuntimeError::Host { .. } => format!("{name}: {}", chain(error)),
+            | RuntimeError::Host { .. } => format!("{name}: {}", told(&chain(error))),
         });
         let why = words.collect::<Vec<_>>().join("; ");
         Failure { why, is_unavailable: !self.0.is_empty() && self.unavailable().len() == self.0.len() }
@@ -251,12 +254,15 @@ impl Keeper {
         if !self.is_ready {
             self.say(Status::Preparing(Arc::clone(&progress)));
         }
-        let _permit = node.templates.preparing.acquire().await.expect("the semaphore is never closed");
+        let _turn = node.runtimes.turn_to_prepare(name.family()).await;
         progress.begin("preparing", 0);
         self.held = Held::From(template.source.clone());
         self.holders.insert(name.family());
-        let prepared = runtime.prepare(template, name, &progress).await?;
-        Ok((prepared, runtime))
+        // what it reads was made by strangers: whatever that does to it, the next attempt may go well
+        let prepared = AssertUnwindSafe(runtime.prepare(template, name, &progress)).catch_unwind().await;
+        let broken =
+            |_| RuntimeError::host("prepare a template", io::Error::other("it panicked, which the log tells more of"));
+        Ok((prepared.map_err(broken)??, runtime))
     }
 
     /// Makes this what sandboxes are made from.
@@ -333,6 +339,7 @@ impl Keeper {
 
     /// Drops what was prepared.
     async fn discard(&mut self) -> Result<(), RuntimeError> {
+        let mut failed = Ok(());
         for family in self.holders.clone() {
             if let Some(runtime) = self.node.runtimes.get(family)
                 && let Err(error) = runtime.discard(&self.reference).await
@@ -342,10 +349,12 @@ impl Keeper {
                     error = chain(&error),
                     "failed to drop what was prepared of a template"
                 );
-                return Err(error);
+                failed = Err(error);
+                continue;
             }
             self.holders.remove(family);
         }
+        failed?;
         self.held = Held::Nothing;
         Ok(())
     }
@@ -363,6 +372,16 @@ impl Keeper {
     }
 }
 
+/// Words that may be a registry's or a daemon's, for whoever reads them in a list or at a terminal: bounded, and nothing but text.
+fn told(words: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut told: String = words.chars().take(WORDS_MAX).map(plain).collect();
+    if words.chars().nth(WORDS_MAX).is_some() {
+        told.push('…');
+    }
+    told
+}
+
 /// Whether what was prepared of one source is what the other asks for, whoever asks the registry for it.
 fn is_same(held: &Source, wanted: &Source) -> bool {
     let [mut held, mut wanted] = [held.clone(), wanted.clone()];
@@ -373,4 +392,17 @@ fn is_same(held: &Source, wanted: &Source) -> bool {
         }
     }
     held == wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_others_are_bounded_and_plain() {
+        assert_eq!(told("no such image"), "no such image");
+        assert_eq!(told("a\u{1b}[2Jb\nc\u{9b}"), "a [2Jb c ");
+        let long = told(&"é".repeat(100_000));
+        assert_eq!((long.chars().count(), long.ends_with('…')), (WORDS_MAX + 1, true));
+    }
 }

@@ -44,6 +44,18 @@ async fn kill_for_memory_is_told_as_that_also_where_it_came_from_outside() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn runtime_that_was_told_of_a_kill_for_memory_is_believed() {
+    let world = World::start(0, 5).await;
+    let id = world.acquire().await;
+    world.begin(argv(id, &["echo", "a"])).await.unwrap();
+    world.settle().await;
+    world.runtime.kill_for_memory(id);
+    world.settle().await;
+    let failure = world.execute(argv(id, &["echo", "a"])).await.unwrap_err();
+    assert!(failure.metadata.contains(&("cause".to_owned(), "oom_killed".to_owned())), "{failure:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn sandbox_that_was_paused_from_outside_is_paused_until_somebody_resumes_it() {
     let world = World::start(0, 5).await;
     let id = world.acquire().await;

@@ -130,6 +130,101 @@ async fn two_templates_at_most_are_prepared_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn templates_of_one_runtime_do_not_wait_for_those_of_another() {
+    let (world, docker) = start(5).await;
+    docker.hold_preparing(true);
+    let pulled = (1..=3).map(|version| template("pulled", version, &["docker"]));
+    world.set_templates(1, pulled.chain([template("python", 1, &["linux"])]).collect()).await;
+    let id = world.acquire_of("python@1").await;
+    assert_eq!(world.runtime.template_of(id).as_deref(), Some("python@1"));
+    assert_eq!(world.refusal("pulled@1").await.reason, "TEMPLATE_NOT_READY");
+}
+
+#[tokio::test(start_paused = true)]
+async fn template_that_breaks_what_prepares_it_has_failed_and_is_tried_again() {
+    let (world, docker) = start(5).await;
+    docker.set_panicking(true);
+    world.set_templates(1, vec![template("python", 1, &["docker"])]).await;
+    let refusal = world.refusal("python@1").await;
+    assert_eq!(refusal.words(), ("FAILED_PRECONDITION", "TEMPLATE_FAILED"));
+    assert!(refusal.message.contains("panicked"), "{}", refusal.message);
+    docker.set_panicking(false);
+    sleep(Duration::from_secs(6)).await;
+    world.acquire_of("python@1").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn runtime_that_is_slow_to_answer_is_there_until_it_says_nothing_for_long() {
+    let (world, docker) = start(5).await;
+    let both = v1::Template { warm_size: 1, ..template("both", 1, &["docker", "linux"]) };
+    world.set_templates(1, vec![both]).await;
+    sleep(Duration::from_secs(2)).await;
+    docker.set_hanging("available", true);
+    sleep(Duration::from_secs(18)).await;
+    assert!(world.try_acquire(of("both@1")).await.unwrap().warm, "what is warm is of use");
+    docker.set_hanging("available", false);
+    sleep(Duration::from_secs(6)).await;
+    let id = world.acquire_of("both@1").await;
+    assert!(docker.template_of(id).is_some());
+    docker.set_hanging("available", true);
+    sleep(Duration::from_secs(90)).await;
+    let id = world.acquire_of("both@1").await;
+    assert!(world.runtime.template_of(id).is_some(), "it went over to the next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn host_that_is_stalled_over_its_sandboxes_does_not_hold_up_another() {
+    let (world, docker) = start(20).await;
+    docker.set_hanging("create", true);
+    let world = std::sync::Arc::new(world);
+    let stalled: Vec<_> = (0..crate::CREATE_PARALLELISM)
+        .map(|_| {
+            let world = std::sync::Arc::clone(&world);
+            tokio::spawn(async move { world.acquire_of("docker").await })
+        })
+        .collect();
+    world.settle().await;
+    let began = Instant::now();
+    world.acquire_of("host").await;
+    assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
+    docker.set_hanging("create", false);
+    for acquired in stalled {
+        acquired.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn template_that_goes_while_its_sandbox_waits_to_be_made_does_not_exist() {
+    let (world, docker) = start(20).await;
+    world.set_templates(1, vec![template("python", 1, &["linux"])]).await;
+    docker.set_hanging("create", true);
+    let world = std::sync::Arc::new(world);
+    let acquire = |template: &'static str| {
+        let world = std::sync::Arc::clone(&world);
+        tokio::spawn(async move { world.try_acquire(of(template)).await })
+    };
+    let _stalled: Vec<_> = (0..crate::CREATE_PARALLELISM).map(|_| acquire("docker")).collect();
+    world.settle().await;
+    let waiting = acquire("python@1");
+    world.settle().await;
+    world.set_templates(2, Vec::new()).await;
+    let refusal = waiting.await.unwrap().unwrap_err();
+    assert_eq!(refusal.words(), ("NOT_FOUND", "TEMPLATE_NOT_FOUND"));
+    assert!(!world.runtime.prepared().contains(&"python@1".to_owned()));
+    docker.set_hanging("create", false);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_runtime_cannot_drop_does_not_keep_what_another_has() {
+    let (world, docker) = start(9).await;
+    docker.set_failing("prepare", true);
+    world.set_templates(1, vec![template("python", 1, &["docker", "linux"])]).await;
+    docker.set_failing("discard", true);
+    world.set_templates(2, Vec::new()).await;
+    assert!(!world.runtime.prepared().contains(&"python@1".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn next_runtime_is_taken_and_what_failed_on_each_is_told() {
     let (world, docker) = start(5).await;
     docker.set_failing("prepare", true);
