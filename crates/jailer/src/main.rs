@@ -5,6 +5,7 @@ mod fault;
 mod landlock;
 mod namespaces;
 mod network;
+mod new_root;
 mod privileges;
 mod quotas;
 mod rootfs;

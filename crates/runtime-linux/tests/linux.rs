@@ -1,7 +1,19 @@
 //! The Linux runtime on this host's kernel.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc};
+use std::{
+    fs::{self, File},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::{PermissionsExt, symlink},
+            process::CommandExt,
+        },
+    },
+    path::Path,
+    process::Command,
+    sync::Arc,
+};
 
 use cloud_sandbox_images::{ImageStore, Options as ImageOptions};
 use cloud_sandbox_model::{Limits, RuntimeName, SandboxId, Template, template::Source};
@@ -38,7 +50,7 @@ fn bare_root(folder: &Path) -> Prepared {
     for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/machine-id"] {
         fs::write(root.join(file), "").unwrap();
     }
-    std::os::unix::fs::symlink("usr/bin", root.join("bin")).unwrap();
+    symlink("usr/bin", root.join("bin")).unwrap();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
     Prepared { template: "bare@1".into(), root: Root::Folder(root), ..Prepared::host() }
 }
@@ -67,6 +79,99 @@ async fn linux_conforms_with_what_it_has_prepared() {
     runtime.discard("bare@1").await.unwrap();
     assert!(runtime.prepared_templates().await.unwrap().is_empty());
     assert_eq!(fs::read_dir(state.path().join("images/trees")).unwrap().count(), 0, "nothing of it is left");
+}
+
+/// Names that the jailer might use for itself, places that it mounts something on, and the folders above them.
+const PLACES: [&str; 13] =
+    [".own", ".old", ".scratch", ".dockerenv", "dev", "etc", "home", "proc", "run", "sys", "tmp", "usr", "var"];
+
+/// Makes something at a path.
+type Make<'a> = &'a dyn Fn(&Path);
+
+/// Makes a sandbox of each image that has a link out of it, a folder or a file at a place, and looks that it starts and that
+/// nothing outside has changed.
+async fn try_hostile_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = folder.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("secret"), "untouched").unwrap();
+    let images = ImageStore::open(ImageOptions::new(folder.path().join("images"), INTERFACE.gateway)).await.unwrap();
+    let state_dir = folder.path().join("run");
+    let runtime = LinuxRuntime::new(&Options { images: Some(images), ..options(&state_dir) }).unwrap();
+    let kinds: [(&str, Make<'_>); 5] = [
+        ("a link to a file", &|place| symlink(outside.join("secret"), place).unwrap()),
+        ("a link to a folder", &|place| symlink(&outside, place).unwrap()),
+        ("a link to nothing", &|place| symlink(outside.join("new"), place).unwrap()),
+        ("a folder", &|place| fs::create_dir(place).unwrap()),
+        ("a file", &|place| fs::write(place, "inside").unwrap()),
+    ];
+    let places = [&PLACES[..1], &PLACES[1..2], &PLACES[2..3], &PLACES];
+    let images = kinds.iter().flat_map(|kind| places.map(|places| (kind, places)));
+    for (version, ((kind, make), places)) in (1..).zip(images) {
+        let source = folder.path().join(format!("source-{version}"));
+        fs::create_dir(&source).unwrap();
+        places.iter().for_each(|place| make(&source.join(place)));
+        let source = Source::Folder { path: source };
+        let template = Template { name: "hostile".into(), version, source, ..Template::host() };
+        let prepared = runtime.prepare(&template, &RuntimeName::Linux, &Arc::default()).await.unwrap();
+        let Root::Folder(root) = &prepared.root else { panic!("{prepared:?}") };
+        assert!(fs::symlink_metadata(root.join(places[0])).is_ok(), "{kind} {places:?}: it is left out");
+        starts(&runtime, &prepared, &format!("{kind} {places:?}")).await;
+        assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "untouched", "{kind} {places:?}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{kind} {places:?}");
+    }
+}
+
+async fn starts(runtime: &LinuxRuntime, template: &Prepared, kind: &str) {
+    let id = SandboxId::generate();
+    let spec = SandboxSpec { template: template.clone(), limits: Limits::DEFAULT };
+    runtime.create(id, &spec).await.unwrap_or_else(|error| panic!("{kind}: {error:?}"));
+    drop(runtime.connect(id).await.unwrap());
+    runtime.destroy(id).await.unwrap();
+}
+
+/// Set for a test that an ordinary user runs.
+const AS_SOMEBODY: &str = "CLOUD_SANDBOX_TEST_AS_SOMEBODY";
+
+/// Runs a test once more as an ordinary user, whose files are those of a sandbox's own root too.
+fn again_as_somebody(test: &str) {
+    if std::env::var_os(AS_SOMEBODY).is_some() {
+        return;
+    }
+    // by its descriptor: that user may not enter every folder above it
+    let program = File::open(std::env::current_exe().unwrap()).unwrap();
+    let mut again = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    let uid = 200_000 + std::process::id();
+    again.args(["--exact", test]).env(AS_SOMEBODY, "1").env_remove("TMPDIR").current_dir("/");
+    let ended = again.uid(uid).gid(uid).output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success() && told.contains("1 passed"), "{told}{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[tokio::test]
+async fn no_image_changes_a_file_of_the_host() {
+    try_hostile_images().await;
+    again_as_somebody("no_image_changes_a_file_of_the_host");
+}
+
+/// Links that lead out of an image where the jailer puts something, in an image that nobody has made fit.
+#[tokio::test]
+async fn jailer_follows_no_link_while_the_hosts_root_is_there() {
+    for link in ["home", "home/user", "var", "var/tmp", "etc/machine-id"] {
+        let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let template = bare_root(folder.path());
+        let Root::Folder(root) = &template.root else { panic!("{template:?}") };
+        let place = root.join(link);
+        fs::remove_dir_all(&place).or_else(|_| fs::remove_file(&place)).unwrap();
+        let outside = state.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        symlink(&outside, &place).unwrap();
+        let runtime = LinuxRuntime::new(&options(&state.path().join("run"))).unwrap();
+        let made = runtime.create(SandboxId::generate(), &SandboxSpec { template, limits: Limits::DEFAULT }).await;
+        assert!(matches!(made, Err(RuntimeError::Host { .. })), "{link}: {made:?}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{link}");
+    }
+    again_as_somebody("jailer_follows_no_link_while_the_hosts_root_is_there");
 }
 
 #[tokio::test]
