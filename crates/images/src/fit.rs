@@ -5,7 +5,7 @@
 //! name of a layer's.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{File, Permissions},
     io::{Read, Write},
     net::Ipv4Addr,
@@ -17,13 +17,13 @@ use std::{
 };
 
 use nix::{
-    fcntl::{OFlag, openat},
+    fcntl::{OFlag, openat, readlinkat},
     sys::stat::Mode,
 };
 
 use crate::{
     ImageError,
-    error::writing,
+    error::{writing, writing_at},
     job::Job,
     root::{self, FOLDER, Kind, Root},
     users,
@@ -33,6 +33,10 @@ use crate::{
 const FOLDERS: [&str; 9] = ["/proc", "/dev", "/sys", "/tmp", "/var/tmp", "/run", "/workspace", "/home/user", "/etc"];
 /// What a daemon leaves in the root of a container: some programs take it for a sign that they run in one.
 const CONTAINER: &str = "/.dockerenv";
+/// What is at the top of an image is told to whoever shows it in one message of 64 KiB, as JSON: how much of that the names
+/// there and the targets of links may take, and what each takes besides. Real images have some thirty names there.
+const TOP_MOST: usize = 32 << 10;
+const TOP_EACH: usize = 64;
 /// Real lists of users are a few kilobytes.
 const USERS_MOST: u64 = 1 << 20;
 
@@ -72,7 +76,40 @@ pub(crate) fn fit(root: &Root, nameserver: Ipv4Addr, job: &Job) -> Result<(), Im
     if root::kind_at(etc.as_fd(), OsStr::new("nsswitch.conf")).map_err(|errno| failed(errno.into()))?.is_none() {
         write(&etc, "nsswitch.conf", NSSWITCH).map_err(&failed)?;
     }
+    check_top(root, job)
+}
+
+/// Refuses what cannot be told to whoever shows the image.
+fn check_top(root: &Root, job: &Job) -> Result<(), ImageError> {
+    let failed = writing_at(&job.store, "look at the image");
+    let mut length = 0;
+    for name in root::names(root.folder()).map_err(&failed)? {
+        let refuse = |reason: String| {
+            Err(ImageError::Entry { what: job.what.clone(), entry: format!("{:?}", name.to_string_lossy()), reason })
+        };
+        let target = match root::kind_at(root.folder().as_fd(), &name).map_err(&failed)? {
+            Some(Kind::Link) => readlinkat(root.folder(), name.as_os_str()).map_err(&failed)?,
+            _ => OsString::new(),
+        };
+        let (Some(shown), Some(target)) = (name.to_str(), target.to_str()) else {
+            return refuse(
+                "has a name, or leads to one, that is no UTF-8 text, which at the top of an image it must be".into(),
+            );
+        };
+        // the name is told twice: where it is, and where it is to be
+        length += TOP_EACH + 2 * json_length(shown) + json_length(target);
+        if length > TOP_MOST {
+            let room = TOP_MOST >> 10;
+            return refuse(format!(
+                "is too much at the top of an image: names and links there may take {room} KiB in all"
+            ));
+        }
+    }
     Ok(())
+}
+
+fn json_length(text: &str) -> usize {
+    serde_json::Value::from(text).to_string().len()
 }
 
 /// The folder at a path, and a real one in each step to it.

@@ -175,6 +175,27 @@ async fn jailer_follows_no_link_while_the_hosts_root_is_there() {
 }
 
 #[tokio::test]
+async fn as_much_as_an_image_may_have_at_the_top_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = ImageStore::open(ImageOptions::new(folder.path().join("images"), INTERFACE.gateway)).await.unwrap();
+    let state_dir = folder.path().join("run");
+    let runtime = LinuxRuntime::new(&Options { images: Some(images), ..options(&state_dir) }).unwrap();
+    let far = format!("/{}", "long/".repeat(60));
+    let kinds: [(&str, usize, Make<'_>); 2] = [
+        ("folders", 360, &|place| fs::create_dir(place).unwrap()),
+        ("links", 80, &|place| symlink(&far, place).unwrap()),
+    ];
+    for (version, (kind, count, make)) in (1..).zip(kinds) {
+        let path = folder.path().join(kind);
+        fs::create_dir(&path).unwrap();
+        (0..count).for_each(|number| make(&path.join(format!("\u{1}{number:03}"))));
+        let template = Template { name: "wide".into(), version, source: Source::Folder { path }, ..Template::host() };
+        let prepared = runtime.prepare(&template, &RuntimeName::Linux, &Arc::default()).await.unwrap();
+        starts(&runtime, &prepared, kind).await;
+    }
+}
+
+#[tokio::test]
 async fn root_file_system_that_is_gone_is_told() {
     let state = tempfile::tempdir().unwrap();
     let runtime = LinuxRuntime::new(&options(state.path())).unwrap();

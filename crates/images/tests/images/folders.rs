@@ -1,6 +1,10 @@
 use std::{
+    ffi::OsStr,
     fs::{self, Permissions},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
     path::Path,
     process::Command,
     sync::Arc,
@@ -166,4 +170,34 @@ async fn a_store_is_used_by_one_process_at_a_time() {
     assert!(matches!(second.err(), Some(ImageError::InUse(_))));
     let unwritable = ImageStore::open(options(Path::new("/proc/images"))).await.err().unwrap();
     assert!(unwritable.chain().contains("failed to open the store"), "{}", unwritable.chain());
+}
+
+/// Makes something in a folder.
+type Make<'a> = &'a dyn Fn(&Path);
+
+#[tokio::test]
+async fn what_is_at_the_top_must_be_text_and_not_too_much() {
+    let rig = Rig::new().await;
+    let odd = OsStr::from_bytes(b"odd\xff");
+    let kinds: [(&str, Make<'_>); 4] = [
+        ("\"odd\u{fffd}\" has a name", &|top| fs::create_dir(top.join(odd)).unwrap()),
+        ("\"link\" has a name, or leads to one", &|top| symlink(odd, top.join("link")).unwrap()),
+        ("may take 32 KiB", &|top| (0..500).for_each(|n| fs::write(top.join(format!("file-{n:03}")), "").unwrap())),
+        ("may take 32 KiB", &|top| {
+            (0..20).for_each(|n| symlink("far/".repeat(500), top.join(n.to_string())).unwrap());
+        }),
+    ];
+    for (number, (expected, make)) in kinds.into_iter().enumerate() {
+        let path = rig.folder.path().join(number.to_string());
+        fs::create_dir(&path).unwrap();
+        make(&path);
+        let error = rig.prepare(&Source::Folder { path }).await.unwrap_err();
+        assert!(matches!(error, ImageError::Entry { .. }), "{error:?}");
+        assert!(error.to_string().contains(expected), "{error}");
+        rig.assert_empty();
+    }
+    // further down it is the image's own business
+    let path = rig.folder.path().join("deep");
+    fs::create_dir_all(path.join("usr").join(odd)).unwrap();
+    rig.prepare(&Source::Folder { path }).await.unwrap();
 }
