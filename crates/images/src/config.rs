@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::ImageError;
+use crate::{ImageError, text::said};
 
 /// What of an image's configuration means something to a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ struct Inner {
 impl ConfigFile {
     /// Reads it; an error for what is no image of this machine.
     pub(crate) fn read(image: &str, text: &[u8]) -> Result<Config, ImageError> {
-        let not = |reason: String| ImageError::NotAnImage { image: image.to_owned(), reason };
+        let not = |reason: String| ImageError::NotAnImage { image: image.to_owned(), reason: said(&reason) };
         let file: Self =
             serde_json::from_slice(text).map_err(|error| not(format!("its configuration cannot be read: {error}")))?;
         let (Some(os), Some(architecture)) = (file.os, file.architecture) else {
@@ -68,12 +68,12 @@ pub(crate) fn check(image: &str, os: &str, architecture: &str) -> Result<(), Ima
     if (os, architecture) == (OS, self::architecture()) {
         return Ok(());
     }
-    Err(platform(image, format!("{os}/{architecture}")))
+    Err(platform(image, &format!("{os}/{architecture}")))
 }
 
 /// The error for an image of which there is what is `found`.
-pub(crate) fn platform(image: &str, found: String) -> ImageError {
-    ImageError::Platform { image: image.to_owned(), wanted: format!("{OS}/{}", architecture()), found }
+pub(crate) fn platform(image: &str, found: &str) -> ImageError {
+    ImageError::Platform { image: image.to_owned(), wanted: format!("{OS}/{}", architecture()), found: said(found) }
 }
 
 #[cfg(test)]

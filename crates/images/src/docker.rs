@@ -34,6 +34,7 @@ use crate::{
     pulls::{Layers, SILENT_FOR, credentials, with_registry_auth, with_tag},
     root::FOLDER,
     store::Made,
+    text::{said, said_by},
     unpack::{End, unpack},
 };
 
@@ -74,8 +75,8 @@ impl Docker {
             Address::Tcp(host) => tokio::net::TcpStream::connect(host).await.map(drop),
         };
         connected.map_err(|error| unconnected(&address, error))?;
-        let client = address.client(ANSWER_WITHIN).map_err(|error| self.failed("be reached", error))?;
-        client.negotiate_version().await.map_err(|error| self.failed("say which version of its API it has", error))
+        let client = address.client(ANSWER_WITHIN).map_err(|error| self.failed("be reached", &error))?;
+        client.negotiate_version().await.map_err(|error| self.failed("say which version of its API it has", &error))
     }
 
     /// Removes the containers that an earlier process of this store left, and those that could not be removed.
@@ -101,13 +102,13 @@ impl Docker {
             filters.iter().map(|(name, values)| (*name, values.iter().map(String::as_str).collect())).collect();
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let listed = client.list_containers(Some(options)).await;
-        for container in listed.map_err(|error| self.failed("list containers", error))? {
+        for container in listed.map_err(|error| self.failed("list containers", &error))? {
             let is_used = {
                 let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
                 container.names.iter().flatten().any(|name| used.contains(name.trim_start_matches('/')))
             };
             if let Some(id) = container.id.filter(|_| !is_used) {
-                remove(&client, &id).await.map_err(|error| self.failed("remove a container", error))?;
+                remove(&client, &id).await.map_err(|error| self.failed("remove a container", &error))?;
             }
         }
         Ok(())
@@ -140,13 +141,13 @@ impl Docker {
         }
         match client.inspect_image(&image).await {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
-            told => return told.map_err(|error| self.failed(&format!("look at image {image}"), error)),
+            told => return told.map_err(|error| self.failed(&format!("look at image {image}"), &error)),
         }
         if wanted.pull != PullPolicy::Missing {
             return Err(ImageError::NeverPulled { image: wanted.image.clone() });
         }
         self.pull(client, &image, wanted, job).await?;
-        client.inspect_image(&image).await.map_err(|error| self.failed(&format!("look at image {image}"), error))
+        client.inspect_image(&image).await.map_err(|error| self.failed(&format!("look at image {image}"), &error))
     }
 
     async fn pull(&self, client: &Client, image: &str, wanted: &Wanted, job: &Job) -> Result<(), ImageError> {
@@ -157,7 +158,7 @@ impl Docker {
         let mut told = std::pin::pin!(client.create_image(Some(options), None, credentials));
         let mut layers = Layers::default();
         while let Some(step) = self.next(&mut told).await? {
-            let step = step.map_err(|error| self.not_pulled(&wanted.image, error))?;
+            let step = step.map_err(|error| self.not_pulled(&wanted.image, &error))?;
             let (done, total) = layers.take(&step);
             job.progress.set(done, total);
         }
@@ -166,7 +167,7 @@ impl Docker {
 
     /// What comes next; an error when nothing does for long.
     async fn next<S: futures::Stream + Unpin>(&self, stream: &mut S) -> Result<Option<S::Item>, ImageError> {
-        let late = |_| self.failed("go on", Error::RequestTimeoutError);
+        let late = |_| self.failed("go on", &Error::RequestTimeoutError);
         timeout(SILENT_FOR, stream.next()).await.map_err(late)
     }
 
@@ -190,7 +191,7 @@ impl Docker {
             Ok(_) => Ok(container),
             Err(error) => {
                 container.remove().await;
-                Err(self.failed(&format!("make a container of image {image}"), error))
+                Err(self.failed(&format!("make a container of image {image}"), &error))
             }
         }
     }
@@ -218,7 +219,7 @@ impl Docker {
                 let piece = match self.next(&mut exported).await {
                     Ok(None) => return,
                     Ok(Some(Ok(piece))) => Ok(piece),
-                    Ok(Some(Err(error))) => Err(self.failed("export the image", error)),
+                    Ok(Some(Err(error))) => Err(self.failed("export the image", &error)),
                     Err(error) => Err(error),
                 };
                 let failed = piece.is_err();
@@ -232,13 +233,13 @@ impl Docker {
         unpacked
     }
 
-    fn failed(&self, doing: &str, error: Error) -> ImageError {
-        ImageError::Daemon { doing: doing.to_owned(), source: error.into() }
+    fn failed(&self, doing: &str, error: &Error) -> ImageError {
+        ImageError::Daemon { doing: doing.to_owned(), source: said_by(error).into() }
     }
 
     /// What it means that an image was not pulled. The daemon passes on what its registry says, as text.
-    fn not_pulled(&self, image: &str, error: Error) -> ImageError {
-        let (status, message) = match &error {
+    fn not_pulled(&self, image: &str, error: &Error) -> ImageError {
+        let (status, message) = match error {
             Error::DockerResponseServerError { status_code, message } => (*status_code, message.clone()),
             Error::DockerStreamError { error } => (0, error.clone()),
             _ => return self.failed(&format!("pull image {image}"), error),
@@ -247,10 +248,10 @@ impl Docker {
         let place = "the registry that the Docker daemon asks".to_owned();
         let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
         if says(&["no matching manifest"]) {
-            return config::platform(&image, "none for it at the registry".to_owned());
+            return config::platform(&image, "none for it at the registry");
         }
         if says(&["denied", "unauthorized", "no basic auth", "authentication required"]) {
-            return ImageError::Refused { image, place, reason: message };
+            return ImageError::Refused { image, place, reason: said(&message) };
         }
         if status == 404 || says(&["manifest unknown", "not found"]) {
             return ImageError::Missing { image, place };

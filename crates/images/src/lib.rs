@@ -6,6 +6,7 @@
 //! All files are root's, readable by everybody, and give nobody any rights. Images are hostile: nothing of one is ever
 //! written or read outside of its folder.
 
+mod access;
 mod archive;
 mod config;
 mod docker;

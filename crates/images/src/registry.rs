@@ -1,17 +1,14 @@
 //! An image of an OCI registry, without a daemon. What the registry says is checked against digests before it is used,
 //! and bounded by the sizes that were said before.
 
-use std::{path::PathBuf, sync::Once, time::Duration};
+use std::path::PathBuf;
 
 use cloud_sandbox_model::template::Image as Wanted;
 use futures::{StreamExt, TryStreamExt};
 use oci_client::{
-    Client, Reference,
-    client::{ClientConfig, ClientProtocol, SizedStream},
+    Reference,
+    client::SizedStream,
     errors::{DigestError, OciDistributionError, OciErrorCode},
-    manifest::{
-        IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
-    },
     secrets::RegistryAuth,
 };
 use serde::Deserialize;
@@ -22,24 +19,18 @@ use tokio::{
 
 use crate::{
     ImageError,
+    access::{Access, TEXT_MOST},
     config::{self, Config, ConfigFile},
     error::writing,
     job::Job,
-    text::layer_name,
+    text::{layer_name, said, said_by},
 };
 
-const CONNECT_WITHIN: Duration = Duration::from_secs(20);
-/// How long a registry may send nothing.
-const SILENT_FOR: Duration = Duration::from_secs(60);
-/// Manifests and configurations are some kilobytes; registries take up to 4 MiB (OCI distribution specification).
-const TEXT_MOST: u64 = 4 << 20;
-const ACCEPTED: [&str; 4] =
-    [OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE];
 const BUFFER: usize = 256 * 1024;
 
 /// An image that was found at its registry.
 pub(crate) struct Remote {
-    client: Client,
+    access: Access,
     reference: Reference,
     /// as the template names it
     image: String,
@@ -86,17 +77,17 @@ impl Remote {
         let not = |reason: String| ImageError::NotAnImage { image: image.clone(), reason };
         let reference: Reference =
             wanted.image.parse().map_err(|error| not(format!("its reference cannot be read: {error}")))?;
-        let client = client(plain_http).map_err(|error| fault(&image, &reference, error))?;
         let auth = wanted.credentials.as_ref().map_or(RegistryAuth::Anonymous, |credentials| {
             RegistryAuth::Basic(credentials.username.clone(), credentials.password.clone())
         });
-        client.store_auth_if_needed(reference.resolve_registry(), &auth).await;
+        let access = Access::new(reference.clone(), auth, plain_http);
+        let access = access.map_err(|error| fault(&image, &reference, &error))?;
         let mut remote =
-            Self { client, reference, image, config: Config::default(), id: String::new(), layers: Vec::new() };
-        let mut manifest = remote.manifest(&remote.reference, &auth).await?;
+            Self { access, reference, image, config: Config::default(), id: String::new(), layers: Vec::new() };
+        let mut manifest = remote.manifest(&remote.reference).await?;
         if let Some(entries) = &manifest.manifests {
             let chosen = remote.choose(entries)?;
-            manifest = remote.manifest(&chosen, &auth).await?;
+            manifest = remote.manifest(&chosen).await?;
         }
         let (Some(config), Some(layers)) = (manifest.config, manifest.layers) else {
             return Err(remote.not("its manifest has no configuration or no layers"));
@@ -113,9 +104,8 @@ impl Remote {
         Ok(remote)
     }
 
-    async fn manifest(&self, reference: &Reference, auth: &RegistryAuth) -> Result<Manifest, ImageError> {
-        let (text, _) =
-            self.client.pull_manifest_raw(reference, auth, &ACCEPTED).await.map_err(|error| self.fault(error))?;
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+        let text = self.access.manifest(reference).await.map_err(|error| self.fault(&error))?;
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|error| self.not(&format!("its manifest cannot be read: {error}")))?;
         if manifest.schema_version != 2 {
@@ -129,6 +119,9 @@ impl Remote {
             (platform.os.as_str(), platform.architecture.as_str()) == (config::OS, config::architecture())
         };
         match entries.iter().find(|entry| entry.platform.as_ref().is_some_and(fits)) {
+            Some(entry) if layer_name(&entry.digest).is_none() => {
+                Err(self.not(&format!("its manifest has a digest of an unknown kind, {:?}", entry.digest)))
+            }
             Some(entry) => Ok(self.reference.clone_with_digest(entry.digest.clone())),
             None => {
                 let named = entries.iter().filter_map(|entry| entry.platform.as_ref());
@@ -136,7 +129,7 @@ impl Remote {
                 let mut named: Vec<_> = named.map(|it| format!("{}/{}", it.os, it.architecture)).collect();
                 named.dedup();
                 let found = if named.is_empty() { "nothing for a named system".to_owned() } else { named.join(", ") };
-                Err(config::platform(&self.image, found))
+                Err(config::platform(&self.image, &found))
             }
         }
     }
@@ -148,7 +141,7 @@ impl Remote {
         }
         let mut stream = self.open(blob).await?;
         let mut text = Vec::new();
-        while let Some(piece) = stream.try_next().await.map_err(|error| self.broken(blob, error))? {
+        while let Some(piece) = stream.try_next().await.map_err(|error| self.broken(blob, &error))? {
             text.extend_from_slice(&piece);
             self.check_size(blob, text.len() as u64, false)?;
         }
@@ -166,7 +159,7 @@ impl Remote {
         let mut file = BufWriter::with_capacity(BUFFER, File::from_std(file));
         let mut size = 0;
         while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| self.broken(blob, error))?;
+            let piece = piece.map_err(|error| self.broken(blob, &error))?;
             size += piece.len() as u64;
             self.check_size(blob, size, false)?;
             file.write_all(&piece).await.map_err(&failed)?;
@@ -180,14 +173,15 @@ impl Remote {
     /// A stream that ends with an error unless it is what the digest says.
     async fn open(&self, blob: &Blob) -> Result<SizedStream, ImageError> {
         // the digest alone: manifests may name other places too, but whoever wrote one does not say where we connect to
-        let stream = self.client.pull_blob_stream(&self.reference, blob.digest.as_str()).await;
+        let blobs = self.access.blobs().await.map_err(|error| self.fault(&error))?;
+        let stream = blobs.pull_blob_stream(&self.reference, blob.digest.as_str()).await;
         stream.map_err(|error| match &error {
             OciDistributionError::RegistryError { envelope, .. }
                 if envelope.errors.iter().any(|error| error.code == OciErrorCode::BlobUnknown) =>
             {
-                self.damaged(blob, "the registry does not have it".to_owned())
+                self.damaged(blob, "the registry does not have it")
             }
-            _ => self.fault(error),
+            _ => self.fault(&error),
         })
     }
 
@@ -196,66 +190,57 @@ impl Remote {
             let than = if ended { "has" } else { "has more than" };
             return Err(self.damaged(
                 blob,
-                format!("it {than} {} bytes, and its manifest says {}", size.min(blob.size), blob.size),
+                &format!("it {than} {} bytes, and its manifest says {}", size.min(blob.size), blob.size),
             ));
         }
         Ok(())
     }
 
     /// What an error in the middle of a blob is.
-    fn broken(&self, blob: &Blob, error: std::io::Error) -> ImageError {
+    fn broken(&self, blob: &Blob, error: &std::io::Error) -> ImageError {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<DigestError>()) {
-            Some(digest) => self.damaged(blob, digest.to_string()),
+            Some(digest) => self.damaged(blob, &digest.to_string()),
             None => ImageError::Registry {
                 image: self.image.clone(),
                 registry: self.reference.resolve_registry().to_owned(),
-                source: error.into(),
+                source: said_by(error).into(),
             },
         }
     }
 
-    fn damaged(&self, blob: &Blob, reason: String) -> ImageError {
-        ImageError::Blob { image: self.image.clone(), digest: blob.digest.clone(), reason }
+    fn damaged(&self, blob: &Blob, reason: &str) -> ImageError {
+        ImageError::Blob { image: self.image.clone(), digest: blob.digest.clone(), reason: said(reason) }
     }
 
     fn not(&self, reason: &str) -> ImageError {
-        ImageError::NotAnImage { image: self.image.clone(), reason: reason.to_owned() }
+        ImageError::NotAnImage { image: self.image.clone(), reason: said(reason) }
     }
 
-    fn fault(&self, error: OciDistributionError) -> ImageError {
+    fn fault(&self, error: &OciDistributionError) -> ImageError {
         fault(&self.image, &self.reference, error)
     }
 }
 
-fn client(plain_http: bool) -> Result<Client, OciDistributionError> {
-    static PROVIDER: Once = Once::new();
-    // An error says that the process has one already.
-    PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-    ClientConfig {
-        protocol: if plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
-        connect_timeout: Some(CONNECT_WITHIN),
-        read_timeout: Some(SILENT_FOR),
-        user_agent: concat!("cloud-sandbox/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    }
-    .try_into()
-}
-
 /// What an answer of the registry means, or that there is none.
-fn fault(image: &str, reference: &Reference, error: OciDistributionError) -> ImageError {
+fn fault(image: &str, reference: &Reference, error: &OciDistributionError) -> ImageError {
     let registry = reference.resolve_registry().to_owned();
     let image = image.to_owned();
-    let refused = |reason: String| ImageError::Refused { image: image.clone(), place: registry.clone(), reason };
+    let refused =
+        |reason: &str| ImageError::Refused { image: image.clone(), place: registry.clone(), reason: said(reason) };
     let missing = || ImageError::Missing { image: image.clone(), place: registry.clone() };
-    match &error {
-        OciDistributionError::UnauthorizedError { .. } => return refused("it asks for credentials".to_owned()),
-        OciDistributionError::AuthenticationFailure(reason) => return refused(reason.clone()),
-        OciDistributionError::ServerError { code: 401 | 403, message, .. } => return refused(message.clone()),
+    match error {
+        OciDistributionError::UnauthorizedError { .. } => return refused("it asks for credentials"),
+        OciDistributionError::AuthenticationFailure(reason) if is_about_credentials(reason) => return refused(reason),
+        OciDistributionError::AuthenticationFailure(reason) => {
+            let source = said(&format!("it gives no token for it: {reason}")).into();
+            return ImageError::Registry { image, registry, source };
+        }
+        OciDistributionError::ServerError { code: 401 | 403, message, .. } => return refused(message),
         OciDistributionError::ServerError { code: 404, .. } => return missing(),
         OciDistributionError::RegistryError { envelope, .. } => {
             for said in &envelope.errors {
                 match said.code {
-                    OciErrorCode::Unauthorized | OciErrorCode::Denied => return refused(said.message.clone()),
+                    OciErrorCode::Unauthorized | OciErrorCode::Denied => return refused(&said.message),
                     OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound => {
                         return missing();
                     }
@@ -264,15 +249,22 @@ fn fault(image: &str, reference: &Reference, error: OciDistributionError) -> Ima
             }
         }
         OciDistributionError::DigestError(digest) => {
-            let digest = digest.to_string();
-            return ImageError::Blob { image, digest: "(manifest)".to_owned(), reason: digest };
+            let reason = said(&digest.to_string());
+            return ImageError::Blob { image, digest: "(manifest)".to_owned(), reason };
         }
         OciDistributionError::RequestError(request) if request.is_connect() || request.is_timeout() => {
-            return ImageError::Unreachable { image, registry, source: error.into() };
+            return ImageError::Unreachable { image, registry, source: said_by(request).into() };
         }
         _ => {}
     }
-    ImageError::Registry { image, registry, source: error.into() }
+    ImageError::Registry { image, registry, source: said_by(error).into() }
+}
+
+/// Whether a token server's words are about who asks: the client keeps the words alone, and one that is busy or broken gives
+/// no token either.
+fn is_about_credentials(reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    ["unauthorized", "denied", "forbidden", "password", "credential"].iter().any(|word| reason.contains(word))
 }
 
 /// A file that goes with its guard.

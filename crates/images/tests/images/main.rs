@@ -23,3 +23,4 @@ mod push;
 mod refusals;
 mod remote;
 mod rig;
+mod said;
