@@ -31,6 +31,7 @@ use crate::{
     config::{self, Config},
     host::{Address, Host},
     job::Job,
+    limits::Budget,
     pulls::{Layers, SILENT_FOR, credentials, with_registry_auth, with_tag},
     root::FOLDER,
     store::Made,
@@ -202,14 +203,14 @@ impl Docker {
         container: &str,
         size: u64,
         job: &Job,
-    ) -> Result<(crate::work::Work, crate::root::Root, crate::limits::Budget), ImageError> {
+    ) -> Result<(crate::work::Work, crate::root::Root, Budget), ImageError> {
         job.progress.begin("unpacking", size);
         let (pieces, incoming) = mpsc::channel(QUEUE);
         let unpacking = job.blocking(move |job| {
             let work = job.work()?;
             let mut root = work.root(FOLDER)?;
             let reader = Pieces { incoming, piece: Bytes::new(), job };
-            let budget = unpack(reader, &mut root, job, End::Said)?;
+            let budget = unpack(reader, &mut root, job, Budget::new(job.limits), End::Said)?;
             Ok((work, root, budget))
         });
         // it ends with its end of the queue, which tells the thread that this is all

@@ -1,6 +1,7 @@
 //! From each kind of source to files.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read},
     path::Path,
@@ -91,7 +92,11 @@ impl ImageStore {
         )?;
         job.progress.begin("pulling", missing.iter().map(|blob| blob.size).sum());
         // by value: a closure over references does not go into a task
-        let fetching = missing.into_iter().map(|blob| self.layer(&remote, blob, job));
+        let mut budget = Budget::new(job.limits);
+        for name in remote.layers.iter().filter_map(|blob| layer_name(&blob.digest)).collect::<BTreeSet<_>>() {
+            self.count(&name, &mut budget, job)?;
+        }
+        let fetching = missing.into_iter().map(|blob| self.layer(&remote, blob, budget.part(), job));
         stream::iter(fetching).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) }).await?;
         let layers = names.clone();
         let (work, root, bytes) = job.blocking(move |job| merged(&layers, job)).await?;
@@ -114,20 +119,27 @@ impl ImageStore {
         layer_name(&blob.digest).is_some_and(|name| layer_path(&self.0.folder, &name).is_dir())
     }
 
+    /// Spends what a layer has that is here.
+    fn count(&self, name: &str, budget: &mut Budget, job: &Job) -> Result<(), ImageError> {
+        let Some(record) = work::record::<LayerRecord>(&layer_path(&self.0.folder, name)) else { return Ok(()) };
+        budget.spend(&job.what, record.entries, record.bytes)
+    }
+
     /// Fetches and unpacks a layer, unless another call has done it meanwhile.
-    async fn layer(&self, remote: &Remote, blob: Blob, job: &Job) -> Result<(), ImageError> {
+    async fn layer(&self, remote: &Remote, blob: Blob, mut budget: Budget, job: &Job) -> Result<(), ImageError> {
         let turn = self.0.turns.take(format!("layer {}", blob.digest)).await;
         let part = job.part(format!("layer {} of {}", blob.digest, job.what), turn);
-        let Some(name) = layer_name(&blob.digest).filter(|_| !self.has(&blob)) else {
+        let Some(name) = layer_name(&blob.digest) else { return Ok(()) };
+        if self.has(&blob) {
             job.progress.advance(blob.size);
-            return Ok(());
-        };
+            return self.count(&name, &mut budget, job);
+        }
         let draft = remote.fetch(&blob, job).await?;
         part.blocking(move |job| {
             let opened = File::open(&draft.0).map_err(writing(&job.store, "read a layer"))?;
             let work = job.work()?;
             let mut root = work.root(PRIVATE)?;
-            let Budget { bytes, entries, .. } = unpack(opened, &mut root, job, End::Known)?;
+            let Budget { bytes, entries, .. } = unpack(opened, &mut root, job, budget, End::Known)?;
             work.keep(&LayerRecord { bytes, entries }, &layer_path(&job.store, &name))
         })
         .await
@@ -158,7 +170,7 @@ fn unpacked(path: &Path, job: &Job) -> Result<Made, ImageError> {
     let work = job.work()?;
     let mut root = work.root(FOLDER)?;
     let mut reader = Hashed { reader: Told::new(file, job, unreadable), digest: Sha256::new() };
-    let budget = unpack(&mut reader, &mut root, job, End::Said)?;
+    let budget = unpack(&mut reader, &mut root, job, Budget::new(job.limits), End::Said)?;
     if is_archive_of_images(&root) {
         return Err(ImageError::ImageArchive { what: job.what.clone() });
     }

@@ -47,10 +47,15 @@ pub(crate) enum End {
 }
 
 /// Unpacks what comes; returns how much it was.
-pub(crate) fn unpack(reader: impl Read, root: &mut Root, job: &Job, end: End) -> Result<Budget, ImageError> {
+pub(crate) fn unpack(
+    reader: impl Read,
+    root: &mut Root,
+    job: &Job,
+    budget: Budget,
+    end: End,
+) -> Result<Budget, ImageError> {
     let incoming = Incoming::new(reader, job)?;
-    let mut unpacking =
-        Unpacking { root, incoming: &incoming, job, budget: Budget::new(job.limits), buffer: vec![0; BUFFER] };
+    let mut unpacking = Unpacking { root, incoming: &incoming, job, budget, buffer: vec![0; BUFFER] };
     unpacking.run(end)?;
     incoming.finish(PADDING)?;
     Ok(unpacking.budget)
@@ -82,8 +87,7 @@ impl<'r> Unpacking<'_, 'r> {
             self.budget.spend(&self.job.what, 1, 0)?;
             self.entry(&mut entry)?;
             self.budget.spend(&self.job.what, self.root.take_made(), 0)?;
-            // what belongs to an entry that has no content
-            io::copy(&mut entry, &mut io::sink()).map_err(|error| incoming.fault(&error))?;
+            self.skip(&mut entry)?;
         }
         if incoming.is_cut_off() && (end == End::Said || self.budget.entries == 0) {
             let empty = io::Error::other("it is empty");
@@ -200,6 +204,16 @@ impl<'r> Unpacking<'_, 'r> {
             let _ = file.set_times(FileTimes::new().set_accessed(modified).set_modified(modified));
         }
         file.set_permissions(Permissions::from_mode(root::file_mode(mode))).map_err(&failed)
+    }
+
+    /// Reads what belongs to an entry that has no content.
+    fn skip(&mut self, entry: &mut Item<'_, 'r>) -> Result<(), ImageError> {
+        loop {
+            match entry.read(&mut self.buffer).map_err(|error| self.incoming.fault(&error))? {
+                0 => return Ok(()),
+                read => self.budget.spend_on_nothing(&self.job.what, 0, read as u64)?,
+            }
+        }
     }
 
     fn symlink(&mut self, path: &Path, target: &[u8]) -> nix::Result<()> {

@@ -211,6 +211,18 @@ async fn limits_hold_for_all_layers_together() {
     let error = rig.prepare(&source(&pushed.image)).await.unwrap_err();
     assert!(error.to_string().contains("more than 1000 bytes"), "{error}");
     rig.assert_empty();
+    // before all of them are on the disk, also where some already are
+    let (mut common, progress) = (vec![layer("a")], Arc::new(Progress::default()));
+    let one = push(&server, "one", common.clone(), &here()).await;
+    rig.store.prepare("one@1", &source(&one.image), &progress).await.unwrap();
+    common.extend([layer("b"), layer("c")]);
+    let three = push(&server, "three", common, &here()).await;
+    for image in [&pushed.image, &three.image] {
+        rig.store.prepare(REFERENCE, &source(image), &progress).await.unwrap_err();
+        assert_eq!(progress.now().0, "pulling");
+    }
+    rig.store.remove("one@1").await.unwrap();
+    rig.assert_empty();
     // known before anything is fetched
     let pushed = push(&server, "larger", vec![pack().file("a", &"x".repeat(4000)).bytes()], &here()).await;
     let error = rig.prepare(&source(&pushed.image)).await.unwrap_err();
