@@ -71,6 +71,11 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// Whether it says nothing of the image but that the way to its registry broke, or the registry did.
+    pub(crate) fn is_of_the_way(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Registry { .. })
+    }
+
     /// The text with the texts of all causes.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -53,8 +53,14 @@ pub(crate) fn describe(source: &Source) -> String {
 }
 
 impl ImageStore {
-    /// Makes the files of a source. While the guard is held, the layers that they are linked from stay.
-    pub(crate) async fn make(&self, source: &Source, job: &Job) -> Result<(Made, Option<Pinned>), ImageError> {
+    /// Makes the files of a source. While what `pinned` is set to is held, the layers that they are linked from stay, also
+    /// those that came before a fault.
+    pub(crate) async fn make(
+        &self,
+        source: &Source,
+        pinned: &mut Option<Pinned>,
+        job: &Job,
+    ) -> Result<Made, ImageError> {
         match source {
             Source::Host => Err(ImageError::NotAnImage {
                 image: "the source host".to_owned(),
@@ -62,28 +68,31 @@ impl ImageStore {
             }),
             Source::Folder { path } => {
                 let path = path.clone();
-                Ok((job.blocking(move |job| copied(&path, job)).await?, None))
+                job.blocking(move |job| copied(&path, job)).await
             }
             Source::Tarball { path } => {
                 let path = path.clone();
-                Ok((job.blocking(move |job| unpacked(&path, job)).await?, None))
+                job.blocking(move |job| unpacked(&path, job)).await
             }
-            Source::DockerImage(image) => Ok((self.0.docker.import(image, job).await?, None)),
-            Source::Registry { image, plain_http } => {
-                let (made, pinned) = self.fetched(image, *plain_http, job).await?;
-                Ok((made, Some(pinned)))
-            }
+            Source::DockerImage(image) => self.0.docker.import(image, job).await,
+            Source::Registry { image, plain_http } => self.fetched(image, *plain_http, pinned, job).await,
         }
     }
 
-    async fn fetched(&self, image: &Wanted, plain_http: bool, job: &Job) -> Result<(Made, Pinned), ImageError> {
+    async fn fetched(
+        &self,
+        image: &Wanted,
+        plain_http: bool,
+        pinned: &mut Option<Pinned>,
+        job: &Job,
+    ) -> Result<Made, ImageError> {
         if image.pull == PullPolicy::Never {
             return Err(ImageError::NeverPulled { image: image.image.clone() });
         }
         job.progress.begin("pulling", 0);
         let remote = Arc::new(Remote::find(image, plain_http).await?);
         let names: Vec<_> = remote.layers.iter().filter_map(|blob| layer_name(&blob.digest)).collect();
-        let pinned = self.0.pins.pin(names.clone());
+        *pinned = Some(self.0.pins.pin(names.clone()));
         let missing = self.missing(&remote.layers);
         Budget::new(job.limits).spend(
             &job.what,
@@ -101,7 +110,7 @@ impl ImageStore {
         let layers = names.clone();
         let (work, root, bytes) = job.blocking(move |job| merged(&layers, job)).await?;
         let (config, digest) = (remote.config.clone(), remote.id.clone());
-        Ok((Made { work, root, config, digest, bytes, layers: names }, pinned))
+        Ok(Made { work, root, config, digest, bytes, layers: names })
     }
 
     /// The layers that are not here, each once.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! trees/python@3/{root, record.json}      what a sandbox is given
-//! layers/sha256-…/{root, record.json}     what trees are linked from; gone with the last tree that needs it
+//! layers/sha256-…/{root, record.json}     what trees are linked from; gone with the last tree that needs it, or is to
 //! work/                                   what is half made, or being deleted; emptied when the store is opened
 //! lock                                    held by the process that uses the store
 //! ```
@@ -10,13 +10,13 @@
 //! What is in `trees` and `layers` is complete: it gets its name there in one step, after it is on the disk.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File, Permissions},
     io,
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cloud_sandbox_model::template::{Progress, Source, split_reference};
@@ -33,7 +33,7 @@ use crate::{
     limits::Limits,
     root::Root,
     source,
-    turns::{Pins, Turns},
+    turns::{Pinned, Pins, Turns},
     work::{self, ROOT, Work},
 };
 
@@ -48,6 +48,8 @@ pub(crate) struct Inner {
     pub(crate) docker: Docker,
     pub(crate) turns: Turns,
     pub(crate) pins: Arc<Pins>,
+    /// layers of images that could not be fetched to the end, by the references of these
+    came: Mutex<HashMap<String, Pinned>>,
     _lock: Flock<File>,
 }
 
@@ -91,6 +93,7 @@ impl ImageStore {
             docker,
             turns: Turns::default(),
             pins: Arc::default(),
+            came: Mutex::default(),
             _lock: lock,
         }));
         store.collect(Arc::default()).await?;
@@ -100,9 +103,10 @@ impl ImageStore {
     /// Makes the root file system of a source, or finds it: a second call for the same reference and source has nothing
     /// to do. `reference` is the template's: `name@version`, or the name of a built-in one.
     ///
-    /// When it fails, nothing of it is left; when it is dropped, no more than whole layers, until the next image is
-    /// removed. An image of the same reference that another source was made
-    /// into is replaced.
+    /// When it fails, nothing of it is left but the whole layers that came before the way to a registry broke: they are
+    /// there for the next call for this reference, until one succeeds or fails otherwise, or [`remove`](Self::remove).
+    /// When it is dropped, no more is left than whole layers, until the next image is removed. An image of the same
+    /// reference that another source was made into is replaced.
     pub async fn prepare(
         &self,
         reference: &str,
@@ -119,20 +123,24 @@ impl ImageStore {
             return Ok(image);
         }
         let job = Job::new(told.clone(), self.0.folder.clone(), self.0.limits, progress.clone()).in_turn(turn);
-        let result = match self.make(source, &job).await {
-            Ok((made, pinned)) => {
-                let kept = self.keep(made, told, path.clone(), &job).await;
-                drop(pinned);
-                kept
-            }
+        let mut pinned = None;
+        let result = match self.make(source, &mut pinned, &job).await {
+            Ok(made) => self.keep(made, told, path.clone(), &job).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = result {
-            job.ended().await;
-            // what of the layers came is of no use to others; the error that says why is the one to tell
+        job.ended().await;
+        let had_some = match &result {
+            Err(error) if error.is_of_the_way() => pinned.is_some_and(|layers| self.keep_layers(reference, layers)),
+            _ => {
+                drop(pinned);
+                self.let_layers_go(reference)
+            }
+        };
+        if result.is_err() || had_some {
+            // the error that says why is the one to tell
             let _ = self.collect(progress.clone()).await;
-            return Err(error);
         }
+        result?;
         let lost = || writing(&self.0.folder, "find the new image")(io::ErrorKind::NotFound.into());
         self.found(reference, &path).map(|(_, image)| image).ok_or_else(lost)
     }
@@ -145,6 +153,7 @@ impl ImageStore {
         let job = Job::new(what, self.0.folder.clone(), self.0.limits, Arc::default()).in_turn(turn);
         job.blocking(move |job| work::discard(&job.store, &path).map_err(writing(&job.store, "remove an image")))
             .await?;
+        self.let_layers_go(reference);
         self.collect(Arc::default()).await
     }
 
@@ -188,6 +197,20 @@ impl ImageStore {
             work.keep(&record, &path)
         })
         .await
+    }
+
+    /// Keeps the layers that came for a reference, in the place of others that did before; says whether there were such.
+    fn keep_layers(&self, reference: &str, layers: Pinned) -> bool {
+        self.came().insert(reference.to_owned(), layers).is_some()
+    }
+
+    /// Says whether there were such.
+    fn let_layers_go(&self, reference: &str) -> bool {
+        self.came().remove(reference).is_some()
+    }
+
+    fn came(&self) -> MutexGuard<'_, HashMap<String, Pinned>> {
+        self.0.came.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the layers that no image needs, and none that is under way.

@@ -3,13 +3,22 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
+    time::Duration,
 };
 
-use cloud_sandbox_images::ImageError;
+use cloud_sandbox_images::{ImageError, ImageStore};
 
-use crate::{layers::source, rig::Rig};
+use crate::{
+    layers::source,
+    pack::pack,
+    push::{digest, here, manifest},
+    rig::{REFERENCE, Rig, names, options},
+};
 
 /// Answers each request for a path, which may come with a token, until the test's process ends. The answers know the address.
 fn registry(answers: impl Fn(&str, &str, bool) -> Vec<u8> + Send + Sync + 'static) -> String {
@@ -130,4 +139,93 @@ async fn what_a_registry_says_is_shown_short_and_plain_and_without_signatures() 
     });
     let told = fails(&host).await.chain();
     assert!(told.contains("refused") && !told.contains("secret"), "{told}");
+}
+
+/// A registry with an image of two layers, of which the second breaks off after the first one is in the store.
+struct Flaky {
+    image: String,
+    breaks: Arc<AtomicBool>,
+    /// how often the first layer was asked for
+    fetches: Arc<AtomicUsize>,
+}
+
+impl Flaky {
+    fn of(rig: &Rig) -> Self {
+        let blob = |bytes: &[u8]| serde_json::json!({ "digest": digest(bytes), "size": bytes.len() });
+        let config = here().to_string().into_bytes();
+        let layers = ["first", "second"].map(|name| pack().file(name, "1").bytes());
+        let manifest = manifest(&blob(&config), &layers.each_ref().map(|layer| blob(layer))).to_string();
+        let (breaks, fetches) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (does_break, counted, store) = (Arc::clone(&breaks), Arc::clone(&fetches), rig.path("layers"));
+        let host = registry(move |_, path, _| {
+            let head =
+                |length: usize| format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            let send = |body: &[u8], length: usize| [head(body.len()).as_bytes(), &body[..length]].concat();
+            match path {
+                "/v2/" => says("200 OK", "", ""),
+                _ if path.contains("/manifests/") => says("200 OK", "", &manifest),
+                _ if path.ends_with(&digest(&config)) => send(&config, config.len()),
+                _ if path.ends_with(&digest(&layers[0])) => {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    send(&layers[0], layers[0].len())
+                }
+                _ if does_break.load(Ordering::Relaxed) => {
+                    while names(&store).is_empty() {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    send(&layers[1], 700)
+                }
+                _ => send(&layers[1], layers[1].len()),
+            }
+        });
+        Self { image: format!("{host}/image"), breaks, fetches }
+    }
+
+    /// Fails to prepare the image, of which one layer has come.
+    async fn fail(&self, rig: &Rig) {
+        self.breaks.store(true, Ordering::Relaxed);
+        let error = rig.prepare(&source(&self.image)).await.unwrap_err();
+        assert!(matches!(error, ImageError::Registry { .. }), "{error:?}");
+        rig.assert_holds(&[], 1);
+    }
+}
+
+#[tokio::test]
+async fn layers_that_came_before_the_way_broke_are_there_for_the_next_call() {
+    let rig = Rig::new().await;
+    let flaky = Flaky::of(&rig);
+    flaky.fail(&rig).await;
+    flaky.fail(&rig).await;
+    // nor do they go where the registry does not even say what there is, or with other images
+    rig.prepare(&source("127.0.0.1:1/image")).await.unwrap_err();
+    rig.store.remove("other@1").await.unwrap();
+    flaky.breaks.store(false, Ordering::Relaxed);
+    rig.prepare(&source(&flaky.image)).await.unwrap();
+    assert_eq!(flaky.fetches.load(Ordering::Relaxed), 1);
+    rig.assert_holds(&[REFERENCE], 2);
+    rig.store.remove(REFERENCE).await.unwrap();
+    rig.assert_empty();
+}
+
+#[tokio::test]
+async fn layers_that_came_go_with_what_they_came_for() {
+    let rig = Rig::new().await;
+    let flaky = Flaky::of(&rig);
+    flaky.fail(&rig).await;
+    rig.store.remove(REFERENCE).await.unwrap();
+    rig.assert_empty();
+    // another source has no use for them
+    flaky.fail(&rig).await;
+    rig.unpack(&pack().file("a", "1").bytes()).await.unwrap();
+    rig.assert_holds(&[REFERENCE], 0);
+    rig.store.remove(REFERENCE).await.unwrap();
+    flaky.fail(&rig).await;
+    rig.unpack(b"no archive").await.unwrap_err();
+    rig.assert_empty();
+    // nor does the next process know what they are for
+    flaky.fail(&rig).await;
+    let Rig { folder, store } = rig;
+    drop(store);
+    let store = ImageStore::open(options(&folder.path().join("store"))).await.unwrap();
+    Rig { folder, store }.assert_empty();
 }
