@@ -3,17 +3,22 @@
 use std::{
     io::{IsTerminal as _, Read as _},
     path::{Component, Path},
+    pin::pin,
     process::ExitCode,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use cloud_sandbox_model::ErrorKind;
 use cloud_sandbox_proto::v1::{
     CreateTemplateRequest, DockerImageSource, FolderSource, HostSource, PullPolicy, RegistrySource, ResourceLimits,
-    StartCommand, TarballSource, Template, TemplateSource, TemplateState, WatchTemplateRequest,
+    StartCommand, TarballSource, Template, TemplateSource, TemplateState, WatchTemplateRequest, WatchTemplateResponse,
     template_source::Source,
 };
+use cloud_sandbox_rpc::from_status;
+use futures::{Stream, StreamExt as _};
+use tonic::Status;
 
-use super::{Client, failure, print, progress::Progress, reference};
+use super::{Client, failure, print, progress::Progress, reference, show::plain};
 use crate::cli::template::{AddArgs, LimitArgs};
 
 /// The longest password or token that is read.
@@ -32,49 +37,65 @@ pub(super) async fn add(mut client: Client, wanted: &AddArgs) -> anyhow::Result<
     wait(client, &reference(&template)).await
 }
 
-/// Shows how far the nodes are until none is at it any more.
+/// Shows how far the nodes are until sandboxes can be made, or none is at it any more.
 async fn wait(mut client: Client, reference: &str) -> anyhow::Result<ExitCode> {
     let request = WatchTemplateRequest { name: reference.to_owned() };
-    let going_on = || format!("failed to hear more of {reference}, which goes on being prepared");
-    let watch = client.watch_template(request).await.map_err(|status| failure(&status));
-    let mut watch = watch.with_context(going_on)?.into_inner();
+    let watch = client.watch_template(request).await.map_err(|status| lost(reference, &status))?;
     let mut progress = Progress::new(reference, std::io::stderr().is_terminal());
-    let mut last = None;
-    loop {
-        match watch.message().await {
-            Ok(Some(message)) => {
-                let Some(template) = message.template else { continue };
-                progress.show(&template);
-                last = Some(template);
-            }
-            Ok(None) => break,
-            Err(status) => {
-                progress.end();
-                return Err(failure(&status)).with_context(going_on);
-            }
-        }
-    }
+    let ended = follow(watch.into_inner(), reference, |template| progress.show(template)).await;
     progress.end();
-    Ok(report(reference, &last.with_context(going_on)?))
+    let (text, code) = report(reference, &ended?);
+    eprint!("{text}");
+    Ok(code)
+}
+
+/// How it ended. Nodes that are slower than the first go on by themselves.
+async fn follow(
+    watch: impl Stream<Item = Result<WatchTemplateResponse, Status>>,
+    reference: &str,
+    mut show: impl FnMut(&Template),
+) -> anyhow::Result<Template> {
+    let mut watch = pin!(watch);
+    let mut last = None;
+    while let Some(seen) = watch.next().await {
+        let Some(template) = seen.map_err(|status| lost(reference, &status))?.template else { continue };
+        show(&template);
+        if template.state() == TemplateState::Ready {
+            return Ok(template);
+        }
+        last = Some(template);
+    }
+    last.with_context(|| format!("the server says nothing of {reference}"))
+}
+
+/// Why there is no more to hear of a template.
+fn lost(reference: &str, status: &Status) -> anyhow::Error {
+    if from_status(status).kind() == ErrorKind::NotFound {
+        return anyhow!("{reference} was deleted before it was ready");
+    }
+    failure(status).context(format!("failed to hear more of {reference}, which goes on being prepared"))
 }
 
 /// Says how it ended.
-fn report(reference: &str, template: &Template) -> ExitCode {
-    for node in template.nodes.iter().filter(|node| node.state() == TemplateState::Failed) {
-        eprintln!("{reference} failed on node {}: {}", node.node_id, node.detail);
-    }
-    match template.state() {
+fn report(reference: &str, template: &Template) -> (String, ExitCode) {
+    let count = |state| template.nodes.iter().filter(|node| node.state() == state).count();
+    let failed = template.nodes.iter().filter(|node| node.state() == TemplateState::Failed);
+    let mut text: String =
+        failed.map(|node| format!("{reference} failed on node {}: {}\n", node.node_id, plain(&node.detail))).collect();
+    let code = match template.state() {
         TemplateState::Ready => {
-            let ready = template.nodes.iter().filter(|node| node.state() == TemplateState::Ready).count();
-            eprintln!("{reference} is ready on {ready} of {} nodes", template.nodes.len());
+            let rest = if count(TemplateState::Preparing) > 0 { "; the others go on" } else { "" };
+            let (ready, all) = (count(TemplateState::Ready), template.nodes.len());
+            text.push_str(&format!("{reference} is ready on {ready} of {all} nodes{rest}\n"));
             ExitCode::SUCCESS
         }
         TemplateState::Failed => ExitCode::FAILURE,
         TemplateState::Preparing | TemplateState::Unspecified => {
-            eprintln!("no node is there to prepare {reference}; the next one will");
+            text.push_str(&format!("no node is there to prepare {reference}; the next one will\n"));
             ExitCode::FAILURE
         }
-    }
+    };
+    (text, code)
 }
 
 fn request(wanted: &AddArgs, password: String) -> anyhow::Result<CreateTemplateRequest> {
@@ -161,6 +182,9 @@ fn read_password(input: impl std::io::Read) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use cloud_sandbox_proto::v1::TemplateNode;
+    use futures::stream;
+
     use super::*;
     use crate::cli::{Action, parse, template::TemplateAction};
 
@@ -170,6 +194,43 @@ mod tests {
         let Some(Action::Template(template)) = invocation.cli.action else { panic!("not template") };
         let TemplateAction::Add(add) = template.action else { panic!("not add") };
         *add
+    }
+
+    fn template(state: TemplateState, nodes: &[(TemplateState, &str)]) -> Template {
+        let node = |(state, detail): &(TemplateState, &str)| TemplateNode {
+            node_id: "n".into(),
+            state: (*state).into(),
+            detail: (*detail).to_owned(),
+            ..TemplateNode::default()
+        };
+        Template { state: state.into(), nodes: nodes.iter().map(node).collect(), ..Template::default() }
+    }
+
+    async fn followed(seen: Vec<Result<Template, Status>>) -> anyhow::Result<Template> {
+        let seen = seen.into_iter().map(|seen| seen.map(|template| WatchTemplateResponse { template: Some(template) }));
+        // the server has more to say, and takes its time
+        follow(stream::iter(seen).chain(stream::pending()), "a@1", |_| {}).await
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_as_soon_as_one_node_is_ready() {
+        use TemplateState::{Failed, Preparing, Ready};
+        let begun = template(Preparing, &[(Preparing, ""), (Preparing, ""), (Preparing, "")]);
+        let ready = template(Ready, &[(Ready, ""), (Preparing, ""), (Failed, "no\u{1b}[2J\nroom")]);
+        let ended = followed(vec![Ok(begun), Ok(ready.clone())]).await.unwrap();
+        assert_eq!(ended, ready);
+        let (text, code) = report("a@1", &ended);
+        assert_eq!(text, "a@1 failed on node n: no [2J room\na@1 is ready on 1 of 3 nodes; the others go on\n");
+        assert_eq!(code, ExitCode::SUCCESS);
+    }
+
+    #[tokio::test]
+    async fn template_that_is_deleted_meanwhile_is_not_said_to_go_on() {
+        let begun = || Ok(template(TemplateState::Preparing, &[]));
+        let error = followed(vec![begun(), Err(Status::not_found("template a@1 does not exist"))]).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "a@1 was deleted before it was ready");
+        let error = followed(vec![begun(), Err(Status::unavailable("gone"))]).await.unwrap_err();
+        assert!(format!("{error:#}").contains("goes on being prepared: gone"), "{error:#}");
     }
 
     #[test]

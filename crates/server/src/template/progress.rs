@@ -7,6 +7,8 @@ use std::{
 
 use cloud_sandbox_proto::v1::{Template, TemplateNode, TemplateState};
 
+use super::show::plain;
+
 /// Goes to the line's begin and clears it (ECMA-48: EL).
 const ANEW: &str = "\r\x1b[K";
 
@@ -87,9 +89,9 @@ fn step(node: &TemplateNode) -> String {
     match node.state() {
         TemplateState::Ready if node.runtime.is_empty() => "ready".to_owned(),
         TemplateState::Ready => format!("ready on {}", node.runtime),
-        TemplateState::Failed => format!("failed: {}", node.detail),
+        TemplateState::Failed => format!("failed: {}", plain(&node.detail)),
         TemplateState::Preparing | TemplateState::Unspecified if node.detail.is_empty() => "waiting".to_owned(),
-        TemplateState::Preparing | TemplateState::Unspecified => node.detail.clone(),
+        TemplateState::Preparing | TemplateState::Unspecified => plain(&node.detail),
     }
 }
 
@@ -133,8 +135,8 @@ mod tests {
         let mut progress = Progress::new("a@1", false);
         assert_eq!(progress.steps(&[node("x", Preparing, "pulling", 0, 9)]), "a@1: node x: pulling\n");
         assert_eq!(progress.steps(&[node("x", Preparing, "pulling", 5, 9)]), "");
-        let ended = [node("x", Ready, "", 0, 0), node("y", Failed, "no such image", 0, 0)];
+        let ended = [node("x", Ready, "", 0, 0), node("y", Failed, "no\u{1b}[2J such\nimage", 0, 0)];
         let told = progress.steps(&ended);
-        assert_eq!(told, "a@1: node x: ready on docker\na@1: node y: failed: no such image\n");
+        assert_eq!(told, "a@1: node x: ready on docker\na@1: node y: failed: no [2J such image\n");
     }
 }

@@ -136,7 +136,7 @@ fn created(seconds: i64) -> String {
 }
 
 /// What came from outside must not steer a terminal.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
