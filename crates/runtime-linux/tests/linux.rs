@@ -91,16 +91,14 @@ type Make<'a> = &'a dyn Fn(&Path);
 /// Makes a sandbox of each image that has a link out of it, a folder or a file at a place, and looks that it starts and that
 /// nothing outside has changed.
 async fn try_hostile_images() {
-    let folder = tempfile::tempdir().unwrap();
-    let outside = folder.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    fs::write(outside.join("secret"), "untouched").unwrap();
+    let (folder, away) = (tempfile::tempdir().unwrap(), outside());
+    let outside = away.path();
     let images = ImageStore::open(ImageOptions::new(folder.path().join("images"), INTERFACE.gateway)).await.unwrap();
     let state_dir = folder.path().join("run");
     let runtime = LinuxRuntime::new(&Options { images: Some(images), ..options(&state_dir) }).unwrap();
     let kinds: [(&str, Make<'_>); 5] = [
         ("a link to a file", &|place| symlink(outside.join("secret"), place).unwrap()),
-        ("a link to a folder", &|place| symlink(&outside, place).unwrap()),
+        ("a link to a folder", &|place| symlink(outside, place).unwrap()),
         ("a link to nothing", &|place| symlink(outside.join("new"), place).unwrap()),
         ("a folder", &|place| fs::create_dir(place).unwrap()),
         ("a file", &|place| fs::write(place, "inside").unwrap()),
@@ -116,18 +114,33 @@ async fn try_hostile_images() {
         let prepared = runtime.prepare(&template, &RuntimeName::Linux, &Arc::default()).await.unwrap();
         let Root::Folder(root) = &prepared.root else { panic!("{prepared:?}") };
         assert!(fs::symlink_metadata(root.join(places[0])).is_ok(), "{kind} {places:?}: it is left out");
-        starts(&runtime, &prepared, &format!("{kind} {places:?}")).await;
-        assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "untouched", "{kind} {places:?}");
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{kind} {places:?}");
+        let made = starts(&runtime, &prepared).await;
+        assert_untouched(outside, &format!("{kind} {places:?}"));
+        made.unwrap_or_else(|error| panic!("{kind} {places:?}: {error:?}"));
     }
 }
 
-async fn starts(runtime: &LinuxRuntime, template: &Prepared, kind: &str) {
+async fn starts(runtime: &LinuxRuntime, template: &Prepared) -> Result<(), RuntimeError> {
     let id = SandboxId::generate();
     let spec = SandboxSpec { template: template.clone(), limits: Limits::DEFAULT };
-    runtime.create(id, &spec).await.unwrap_or_else(|error| panic!("{kind}: {error:?}"));
-    drop(runtime.connect(id).await.unwrap());
-    runtime.destroy(id).await.unwrap();
+    runtime.create(id, &spec).await?;
+    drop(runtime.connect(id).await?);
+    runtime.destroy(id).await
+}
+
+/// A folder of the host that everybody may write to, with a file. Not in `/tmp`, which the jailer does not see.
+fn outside() -> tempfile::TempDir {
+    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
+    fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "untouched").unwrap();
+    fs::set_permissions(secret, fs::Permissions::from_mode(0o666)).unwrap();
+    outside
+}
+
+fn assert_untouched(outside: &Path, by: &str) {
+    assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "untouched", "{by}");
+    assert_eq!(fs::read_dir(outside).unwrap().count(), 1, "{by}");
 }
 
 /// Set for a test that an ordinary user runs.
@@ -163,13 +176,13 @@ async fn jailer_follows_no_link_while_the_hosts_root_is_there() {
         let Root::Folder(root) = &template.root else { panic!("{template:?}") };
         let place = root.join(link);
         fs::remove_dir_all(&place).or_else(|_| fs::remove_file(&place)).unwrap();
-        let outside = state.path().join("outside");
-        fs::create_dir(&outside).unwrap();
-        symlink(&outside, &place).unwrap();
+        let outside = outside();
+        let target = if link == "etc/machine-id" { outside.path().join("secret") } else { outside.path().into() };
+        symlink(target, &place).unwrap();
         let runtime = LinuxRuntime::new(&options(&state.path().join("run"))).unwrap();
         let made = runtime.create(SandboxId::generate(), &SandboxSpec { template, limits: Limits::DEFAULT }).await;
+        assert_untouched(outside.path(), link);
         assert!(matches!(made, Err(RuntimeError::Host { .. })), "{link}: {made:?}");
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{link}");
     }
     again_as_somebody("jailer_follows_no_link_while_the_hosts_root_is_there");
 }
@@ -191,7 +204,7 @@ async fn as_much_as_an_image_may_have_at_the_top_is_shown() {
         (0..count).for_each(|number| make(&path.join(format!("\u{1}{number:03}"))));
         let template = Template { name: "wide".into(), version, source: Source::Folder { path }, ..Template::host() };
         let prepared = runtime.prepare(&template, &RuntimeName::Linux, &Arc::default()).await.unwrap();
-        starts(&runtime, &prepared, kind).await;
+        starts(&runtime, &prepared).await.unwrap_or_else(|error| panic!("{kind}: {error:?}"));
     }
 }
 
