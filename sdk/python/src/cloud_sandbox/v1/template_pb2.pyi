@@ -60,7 +60,7 @@ class _PullPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PullPolicy
     PULL_POLICY_MISSING: _PullPolicy.ValueType  # 1
     """Unless the node has it."""
     PULL_POLICY_ALWAYS: _PullPolicy.ValueType  # 2
-    """Whenever a node prepares the template."""
+    """Whenever a node prepares the template; a root file system that the node keeps of it already is not made anew."""
     PULL_POLICY_NEVER: _PullPolicy.ValueType  # 3
     """Not at all: the node must have it."""
 
@@ -72,7 +72,7 @@ PULL_POLICY_UNSPECIFIED: PullPolicy.ValueType  # 0
 PULL_POLICY_MISSING: PullPolicy.ValueType  # 1
 """Unless the node has it."""
 PULL_POLICY_ALWAYS: PullPolicy.ValueType  # 2
-"""Whenever a node prepares the template."""
+"""Whenever a node prepares the template; a root file system that the node keeps of it already is not made anew."""
 PULL_POLICY_NEVER: PullPolicy.ValueType  # 3
 """Not at all: the node must have it."""
 Global___PullPolicy: _TypeAlias = PullPolicy  # noqa: Y015
