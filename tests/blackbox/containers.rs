@@ -175,7 +175,7 @@ async fn start_command_is_waited_for_and_one_that_is_never_ready_leaves_no_conta
     let id = world.acquire("soon").await;
     assert_eq!(world.ada.shell(&id, "cat up").await, "up\n");
 
-    let start = json!({"command": "echo not today; exec sleep 1000", "ready_command": "false", "ready_seconds": 1});
+    let start = json!({"command": "echo not today; exec sleep 1000", "ready_command": "false", "ready_seconds": 5});
     world.template("never", &image, &["docker"], json!({"start": start})).await;
     let (status, answer) = refused(&world.ada, "never").await;
     assert_eq!((status, reason(&answer)), (400, "TEMPLATE_FAILED"), "{answer}");

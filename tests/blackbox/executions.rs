@@ -296,11 +296,19 @@ async fn stream_ends_with_why_when_its_sandbox_goes() {
         let failure = events.rest().await.1.unwrap();
         assert_eq!((failure.status.as_str(), failure.reason.as_str()), ("NOT_FOUND", "SANDBOX_GONE"), "{failure:?}");
 
-        let short = wire.call("SchedulerService.AcquireSandbox", json!({"timeout_seconds": 1})).await;
-        let sandbox = short["sandbox"]["sandbox_id"].as_str().unwrap();
+        let sandbox = wire.acquire().await;
+        let sandbox = sandbox.as_str();
         let request = json!({"request": {"sandbox_id": sandbox, "command": "echo here; sleep 60", "request_id": "r"}});
-        let (events, failure) = wire.stream("ExecService.ExecuteStream", request).await.rest().await;
-        assert_eq!(text_of(&events, "stdout"), "here\n");
+        let mut stream = wire.stream("ExecService.ExecuteStream", request).await;
+        let mut events = Vec::new();
+        while text_of(&events, "stdout") != "here\n" {
+            events.push(stream.next().await.unwrap().unwrap());
+        }
+        // it runs: now its time may end
+        let short = json!({"sandbox_id": sandbox, "timeout_seconds": 1});
+        wire.call("SchedulerService.KeepAliveSandbox", short).await;
+        let (rest, failure) = stream.rest().await;
+        assert_eq!(text_of(&rest, "stdout"), "");
         assert_eq!(failure.unwrap().reason, "LEASE_ENDED");
         // it is over, but not forgotten
         let id = events[0]["event"]["started"]["execution_id"].as_str().unwrap();

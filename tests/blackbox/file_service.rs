@@ -6,8 +6,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::Server,
-    wire::{Wire, wires},
+    harness::{Server, eventually},
+    wire::{Events, Wire, wires},
 };
 
 /// A request about a sandbox.
@@ -199,6 +199,18 @@ async fn names_that_are_not_text_survive() {
     }
 }
 
+/// Takes the events of a watch up to this one.
+async fn hear(events: &mut Events, told: &mut Vec<Value>, kind: &str, path: &str) {
+    loop {
+        let answer = events.next().await.unwrap().unwrap();
+        let heard = answer["event"]["type"] == kind && answer["event"]["path"] == path;
+        told.push(answer);
+        if heard {
+            return;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn watch_tells_what_happens_until_its_folder_is_gone() {
     let server = Server::start().await;
@@ -210,15 +222,11 @@ async fn watch_tells_what_happens_until_its_folder_is_gone() {
         assert_eq!(events.next().await.unwrap().unwrap()["event"]["type"], "started");
         wire.shell(&sandbox, "cd w; echo x > a; mkdir -p d/e").await;
         let mut told = Vec::new();
-        loop {
-            let answer = events.next().await.unwrap().unwrap();
-            told.push(answer.clone());
-            if answer["event"]["path"] == "/workspace/w/d/e" {
-                break;
-            }
-        }
-        // a folder is watched from when it is told of
-        wire.shell(&sandbox, "cd w; echo y > d/e/b; mv a c; rm c; rm -r d; cd ..; rmdir w").await;
+        hear(&mut events, &mut told, "created", "/workspace/w/d/e").await;
+        // a folder is watched from when it is told of, and what is written is told of while it is there
+        wire.shell(&sandbox, "echo y > w/d/e/b").await;
+        hear(&mut events, &mut told, "written", "/workspace/w/d/e/b").await;
+        wire.shell(&sandbox, "cd w; mv a c; rm c; rm -r d; cd ..; rmdir w").await;
         let (rest, failure) = events.rest().await;
         told.extend(rest);
         assert_eq!(failure.unwrap().status, "NOT_FOUND");
@@ -350,8 +358,7 @@ async fn half_an_upload_changes_nothing() {
     tokio::io::AsyncWriteExt::write_all(&mut stream, &vec![b'x'; 500_000]).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     drop(stream);
-    crate::harness::eventually("nothing is left of it", || async { api.shell(&sandbox, "ls -A").await.is_empty() })
-        .await;
+    eventually("nothing is left of it", || async { api.shell(&sandbox, "ls -A").await.is_empty() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -401,14 +408,15 @@ async fn signed_address_opens_one_file_to_anybody_for_a_while() {
         assert_eq!(sent(http.put(at(&read["url"])).body("x")).await.status, 403);
         let elsewhere = at(&read["url"]).replace("a%20b", "c").replace("a+b", "c");
         assert_eq!(sent(http.get(elsewhere)).await.status, 403);
-        let upload = sign(json!({"path": "/workspace/up", "access": "write", "expires_in": 1})).await;
+        let upload = sign(json!({"path": "/workspace/up", "access": "write", "expires_in": 60})).await;
         assert_eq!(sent(http.put(at(&upload["url"])).body("sent")).await.status, 200);
         assert_eq!(wire.shell(&sandbox, "cat up").await["stdout"], "sent");
         let token = at(&read["url"]).split("access_token=").nth(1).unwrap().to_owned();
         let elsewhere = http.get(format!("{}/api/v1/sandbox", server.url)).bearer_auth(token);
         assert_eq!(sent(elsewhere).await.status, 403);
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        assert_eq!(sent(http.put(at(&upload["url"])).body("late")).await.status, 401);
+        // it may be over as soon as it is made: ends are whole seconds
+        let short = at(&sign(json!({"path": "/workspace/up", "access": "write", "expires_in": 1})).await["url"]);
+        eventually("its time is over", || async { sent(http.put(&short).body("late")).await.status == 401 }).await;
         let bad =
             wire.refused("AuthService.CreateFileUrl", of(&sandbox, json!({"path": "x", "expires_in": 604_801}))).await;
         assert_eq!(bad.fields, ["path", "expires_in"]);

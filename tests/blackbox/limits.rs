@@ -65,40 +65,73 @@ async fn granted(urls: &[String], calls: usize) -> u64 {
     granted
 }
 
+/// A Redis, and two gateways that share it.
+struct Pair {
+    folder: TempDir,
+    redis_port: u16,
+    ports: [u16; 2],
+    urls: [String; 2],
+    /// Redis is the first
+    processes: Processes,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let [redis_port, one, other] = [free_port(), free_port(), free_port()];
+        let mut processes = Processes(vec![redis(redis_port)]);
+        eventually("Redis listens", || async { TcpStream::connect(("127.0.0.1", redis_port)).is_ok() }).await;
+        let ports = [one, other];
+        processes.0.extend(ports.map(|port| gateway(&folder, port, redis_port)));
+        let urls = ports.map(|port| format!("http://127.0.0.1:{port}"));
+        for url in &urls {
+            eventually("it is up", || async { reqwest::get(format!("{url}/livez")).await.is_ok() }).await;
+        }
+        Self { folder, redis_port, ports, urls, processes }
+    }
+
+    fn log(&self, gateway: usize) -> String {
+        fs::read_to_string(self.folder.path().join(format!("{}.log", self.ports[gateway]))).unwrap()
+    }
+}
+
+/// What a gateway says when it begins to count for itself.
+const ALONE: &str = "rates are counted by this edge alone";
+
 #[tokio::test]
 async fn gateways_count_together_and_each_for_itself_when_redis_is_gone() {
     if left_out() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let [redis_port, one, other] = [free_port(), free_port(), free_port()];
-    let mut processes = Processes(vec![redis(redis_port)]);
-    eventually("Redis listens", || async { TcpStream::connect(("127.0.0.1", redis_port)).is_ok() }).await;
-    processes.0.extend([one, other].map(|port| gateway(&folder, port, redis_port)));
-    let urls = [one, other].map(|port| format!("http://127.0.0.1:{port}"));
-    for url in &urls {
-        eventually("it is up", || async { reqwest::get(format!("{url}/livez")).await.is_ok() }).await;
-    }
+    let mut tries = 0;
+    let mut pair = loop {
+        let pair = Pair::start().await;
+        let begun = Instant::now();
+        let together = granted(&pair.urls, 20).await;
+        let took = begun.elapsed();
+        // on a busy machine Redis may answer so late that it is taken for gone: then this says nothing
+        tries += 1;
+        if tries < 5 && [0, 1].iter().any(|gateway| pair.log(*gateway).contains(ALONE)) {
+            continue;
+        }
+        assert!((6..=6 + took.as_secs()).contains(&together), "{together} in {took:?}");
+        break pair;
+    };
 
+    pair.processes.0[0].kill().unwrap();
+    pair.processes.0[0].wait().unwrap();
     let begun = Instant::now();
-    let together = granted(&urls, 20).await;
-    assert!((6..=6 + begun.elapsed().as_secs()).contains(&together), "{together} in {:?}", begun.elapsed());
-
-    processes.0[0].kill().unwrap();
-    processes.0[0].wait().unwrap();
-    let begun = Instant::now();
-    let apart = granted(&urls[..1], 20).await;
+    let apart = granted(&pair.urls[..1], 20).await;
     assert!((6..=6 + begun.elapsed().as_secs()).contains(&apart), "{apart} in {:?}", begun.elapsed());
-    let log = fs::read_to_string(folder.path().join(format!("{one}.log"))).unwrap();
-    assert_eq!(log.matches("rates are counted by this edge alone").count(), 1, "{log}");
-    let metrics = reqwest::get(format!("{}/metrics", urls[0])).await.unwrap().text().await.unwrap();
+    let log = pair.log(0);
+    assert_eq!(log.matches(ALONE).count(), 1, "{log}");
+    let metrics = reqwest::get(format!("{}/metrics", pair.urls[0])).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("cloud_sandbox_rate_limit_unshared_total"), "{metrics}");
 
-    processes.0[0] = redis(redis_port);
+    pair.processes.0[0] = redis(pair.redis_port);
     eventually("they count together again", || async {
-        granted(&urls[..1], 1).await;
-        let log = fs::read_to_string(folder.path().join(format!("{one}.log"))).unwrap();
-        log.contains("counted together with the other edges again")
+        granted(&pair.urls[..1], 1).await;
+        pair.log(0).contains("counted together with the other edges again")
     })
     .await;
 }

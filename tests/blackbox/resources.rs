@@ -89,7 +89,7 @@ async fn turn_of_an_interpreter_tells_what_it_ran_into() {
 async fn files_output_and_time_are_bounded_as_was_asked_for() {
     let server = Server::start().await;
     let api = server.user("ada").await;
-    let limits = json!({"open_files": 64, "output_bytes": 65_536, "execution_seconds": 2, "cpu_weight": 50});
+    let limits = json!({"open_files": 64, "output_bytes": 65_536, "execution_seconds": 60, "cpu_weight": 50});
     let id = limited(&api, limits.clone()).await;
     let (_, told) = api.get(&format!("/api/v1/sandbox/{id}")).await;
     for (name, value) in limits.as_object().unwrap() {
@@ -104,12 +104,13 @@ async fn files_output_and_time_are_bounded_as_was_asked_for() {
     assert_eq!((&flood["stdout_bytes"], met(&flood)), (&json!(1 << 20), vec!["stdout_truncated"]), "{flood}");
     assert!(flood["stdout"].as_str().unwrap().len() <= 65_536);
 
-    let asked = |timeout_ms| json!({"sandbox_id": id, "command": "sleep 60", "timeout_ms": timeout_ms});
+    let hasty = limited(&api, json!({"execution_seconds": 2})).await;
+    let asked = |timeout_ms| json!({"sandbox_id": hasty, "command": "sleep 60", "timeout_ms": timeout_ms});
     let (status, refused) = api.post("/api/v1/execute", asked(2001)).await;
     assert_eq!(status, 400, "{refused}");
     let text = refused["error"]["details"].to_string();
     assert!(text.contains("timeout_ms") && text.contains("limits.execution_seconds is 2"), "{refused}");
-    let ended = api.execute(&id, json!({"command": "sleep 60"})).await;
+    let ended = api.execute(&hasty, json!({"command": "sleep 60"})).await;
     assert_eq!(met(&ended), ["timed_out"], "{ended}");
 }
 

@@ -97,9 +97,15 @@ async fn pool_is_refilled_and_its_bound_holds() {
 async fn lease_ends_and_takes_the_sandbox_and_its_work_along() {
     let server = Server::start().await;
     let api = server.user("ada").await;
-    let id = api.acquire_with(json!({"timeout_seconds": 1})).await;
-    let running = api.post("/api/v1/execute", json!({"sandbox_id": id, "command": "sleep 30"}));
-    let (status, answer) = tokio::time::timeout(SOON, running).await.unwrap();
+    let id = api.acquire().await;
+    let running = api.post("/api/v1/execute", json!({"sandbox_id": id, "command": "sleep 600"}));
+    let ending = async {
+        eventually("it runs", || async { !api.shell(&id, "pgrep -x sleep").await.is_empty() }).await;
+        api.post("/api/v1/sandbox/keepalive", json!({"sandbox_id": id, "timeout_seconds": 1})).await
+    };
+    let ((status, answer), kept) =
+        tokio::time::timeout(2 * SOON, async { tokio::join!(running, ending) }).await.unwrap();
+    assert_eq!(kept.0, 200, "{}", kept.1);
     assert_eq!((status, reason(&answer)), (404, "LEASE_ENDED"), "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("lease"), "{answer}");
     eventually("nothing is left", || async { left_of(&id).is_empty() }).await;
@@ -110,12 +116,18 @@ async fn lease_ends_and_takes_the_sandbox_and_its_work_along() {
 async fn keep_alive_starts_the_lease_anew() {
     let server = Server::start().await;
     let api = server.user("ada").await;
-    let id = api.acquire_with(json!({"timeout_seconds": 2})).await;
-    for _ in 0..3 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let (status, answer) = api.post("/api/v1/sandbox/keepalive", json!({"sandbox_id": id})).await;
-        assert_eq!(status, 200, "{answer}");
+    let (status, mut told) = api.post("/api/v1/sandbox/acquire", json!({"timeout_seconds": 60})).await;
+    assert_eq!(status, 200, "{told}");
+    let id = told["sandbox_id"].as_str().unwrap().to_owned();
+    for _ in 0..2 {
+        // so that the ends differ in their seconds: as texts, fractions need not compare
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let (status, kept) = api.post("/api/v1/sandbox/keepalive", json!({"sandbox_id": id})).await;
+        assert_eq!(status, 200, "{kept}");
+        assert!(kept["expire_time"].as_str().unwrap() > told["expire_time"].as_str().unwrap(), "{told} {kept}");
+        told = kept;
     }
+    assert_eq!(api.get(&format!("/api/v1/sandbox/{id}")).await.1["expire_time"], told["expire_time"]);
     assert_eq!(api.shell(&id, "echo alive").await, "alive\n");
 }
 

@@ -13,7 +13,8 @@ async fn session_lives_pauses_resumes_and_is_deleted() {
     let (id, sandbox) = (session["session_id"].as_str().unwrap(), session["sandbox_id"].as_str().unwrap());
     api.shell(
         sandbox,
-        "echo kept > note; setsid sh -c 'while :; do echo x >> ticks; sleep 0.02; done' >/dev/null 2>&1 &",
+        "echo kept > note; setsid sh -c 'while :; do echo x >> ticks; sleep 0.02; done' >/dev/null 2>&1 & \
+         until test -s ticks; do sleep 0.02; done",
     )
     .await;
 
