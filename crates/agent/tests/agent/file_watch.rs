@@ -1,6 +1,15 @@
 //! Watches.
 
-use std::{fs, io::Write, os::unix::fs::symlink, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::symlink,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use cloud_sandbox_proto::v1::{FileEvent, FileEventType as Type, FileType, WatchFilesRequest, WatchFilesResponse};
 use tokio::time::timeout;
@@ -190,19 +199,23 @@ async fn a_file_that_stays_open_is_told_at_most_once_a_second() {
     let mut watch = Watch::open(&agent, "d", false).await.unwrap();
     let mut file = fs::File::create(agent.path("d/log")).unwrap();
     watch.expect(&[(Type::Created, "d/log")]).await;
-    let writer = std::thread::spawn(move || {
-        for _ in 0..25 {
-            file.write_all(b"line\n").unwrap();
-            std::thread::sleep(Duration::from_millis(100));
+    let enough = Arc::new(AtomicBool::new(false));
+    let begun = Instant::now();
+    let writer = std::thread::spawn({
+        let enough = Arc::clone(&enough);
+        move || {
+            while !enough.load(Ordering::Relaxed) {
+                file.write_all(b"line\n").unwrap();
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
     });
-    let mut told = 0;
-    while !writer.is_finished() {
-        if timeout(Duration::from_millis(50), watch.events.message()).await.is_ok() {
-            told += 1;
-        }
+    for told in 1..=3 {
+        watch.expect(&[(Type::Written, "d/log")]).await;
+        assert!(told <= begun.elapsed().as_secs() + 1, "{told} in {:?}", begun.elapsed());
     }
-    assert!((2..=3).contains(&told), "{told}");
+    enough.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
 }
 
 #[tokio::test]

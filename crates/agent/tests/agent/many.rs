@@ -26,7 +26,7 @@ async fn runs_that_do_not_read_their_input_stop_nobody() {
     let agent = Agent::start().await;
     let sleepers = join_all((0..8).map(|_| agent.open(program(&["sleep", "60"])))).await;
     let sleepers: Vec<Running> = sleepers.into_iter().map(Result::unwrap).collect();
-    join_all(sleepers.iter().map(|sleeper| sleeper.fill(64 * 1024))).await;
+    join_all(sleepers.iter().map(|sleeper| sleeper.fill(64 * 1024, 0))).await;
 
     let other = agent.open(sh("read line; echo $line")).await.unwrap();
     other.send(cloud_sandbox_proto::agent::v1::run_request::Input::Stdin("heard\n".into())).await;

@@ -70,14 +70,19 @@ impl Running {
         Ok(message.expect("the stream goes on").event.expect("an event is set"))
     }
 
-    /// Sends standard input until the agent takes no more; returns how much it took.
-    pub async fn fill(&self, piece: usize) -> usize {
-        self.fill_with(Input::Stdin(vec![b'x'; piece].into())).await * piece
+    /// Sends standard input until the agent takes no more, at least `least` pieces; returns how much it took.
+    pub async fn fill(&self, piece: usize, least: usize) -> usize {
+        self.fill_with(Input::Stdin(vec![b'x'; piece].into()), least).await * piece
     }
 
-    /// Sends the same message until the agent takes no more; returns how many it took.
-    pub async fn fill_with(&self, input: Input) -> usize {
-        let mut taken = 0;
+    /// Sends the same message until the agent takes no more; returns how many it took. It must take `least`, for which
+    /// it may need its time; after that, a pause means that it takes no more.
+    pub async fn fill_with(&self, input: Input, least: usize) -> usize {
+        for taken in 0..least {
+            let sent = timeout(PATIENCE, self.input.send(request(input.clone()))).await;
+            sent.unwrap_or_else(|_| panic!("the agent took only {taken} of {least}")).unwrap();
+        }
+        let mut taken = least;
         let pause = Duration::from_millis(300);
         while let Ok(sent) = timeout(pause, self.input.send(request(input.clone()))).await {
             sent.unwrap();
@@ -88,11 +93,16 @@ impl Running {
 
     /// Reads standard output until `text` has come.
     pub async fn read_until(&mut self, text: &str) -> String {
+        self.read_while(|seen| !seen.contains(text)).await
+    }
+
+    /// Reads standard output as long as what has come is not enough.
+    pub async fn read_while(&mut self, lacks: impl Fn(&str) -> bool) -> String {
         let mut seen = String::new();
-        while !seen.contains(text) {
+        while lacks(&seen) {
             match self.next().await.unwrap() {
                 Event::Stdout(bytes) => seen.push_str(std::str::from_utf8(&bytes).unwrap()),
-                other => panic!("{other:?} before {text:?}, after {seen:?}"),
+                other => panic!("{other:?} after {seen:?}"),
             }
         }
         seen

@@ -102,8 +102,9 @@ async fn input_that_nobody_reads_is_no_error() {
 #[tokio::test]
 async fn a_kill_is_heard_behind_input_that_nobody_reads() {
     let agent = Agent::start().await;
-    let running = agent.open(program(&["sleep", "20"])).await.unwrap();
-    assert!(running.fill(64 * 1024).await > 256 * 1024, "until the agent takes no more");
+    let running = agent.open(program(&["sleep", "600"])).await.unwrap();
+    // until the agent takes no more
+    running.fill(64 * 1024, 5).await;
     assert!(running.signal(0).await.unwrap());
     assert_eq!(running.outcome().await.exited.signal, 9);
 }

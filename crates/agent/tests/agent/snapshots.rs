@@ -321,7 +321,7 @@ async fn a_diff_that_is_hard_to_make_is_made_in_time() {
     let changes = scene.compare(snapshot).await;
     let took = began.elapsed();
     assert_eq!(changes.files.len(), 40);
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
 }
 
 #[tokio::test]
