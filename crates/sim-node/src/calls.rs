@@ -29,7 +29,7 @@ fn with<T>(principal: Principal, message: T) -> Request<T> {
 
 /// Waits until `holds`, for five seconds at most.
 pub async fn assert_eventually(what: &str, holds: impl Fn() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if holds() {
             return;
         }

@@ -52,11 +52,11 @@ async fn deadline_ends_the_nodes_call() {
     let world = World::new().await;
     let id = world.node.host("ada").await;
     let within = |mut request: Request<_>| {
-        request.set_timeout(Duration::from_millis(80));
+        request.set_timeout(Duration::from_secs(2));
         request
     };
     let mut forever = Request::new(streamed(id, FOREVER));
-    forever.set_timeout(Duration::from_millis(80));
+    forever.set_timeout(Duration::from_secs(2));
     let mut events = world.ada().exec.execute_stream(forever).await.unwrap().into_inner();
     let ended = loop {
         if let Err(status) = events.message().await {

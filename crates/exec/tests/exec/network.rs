@@ -59,11 +59,14 @@ async fn networked(world: &World) -> Clients {
 async fn interactive_call_ends_at_its_deadline_though_the_caller_keeps_its_side_open() {
     let world = World::new().await;
     let id = world.node.host("ada").await;
+    let mut client = networked(&world).await.exec;
+    // connections are made by the first call
+    client.execute(code(id, "1")).await.unwrap();
     let (send, receive) = mpsc::channel(1);
     send.send(start(id)).await.unwrap();
     let mut request = Request::new(ReceiverStream::new(receive));
-    request.set_timeout(Duration::from_millis(100));
-    let mut events = networked(&world).await.exec.exec(request).await.unwrap().into_inner();
+    request.set_timeout(Duration::from_secs(2));
+    let mut events = client.exec(request).await.unwrap().into_inner();
     assert_eq!(word(events.message().await.unwrap().unwrap().event), "started");
     assert_eq!(from_status(&events.message().await.unwrap_err()).kind(), ErrorKind::DeadlineExceeded);
     assert_eventually("the node call's end", || world.node.in_flight() == 0).await;

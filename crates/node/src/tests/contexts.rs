@@ -122,17 +122,20 @@ async fn default_context_is_made_once_by_whoever_comes_first() {
 async fn executions_of_a_context_run_one_after_the_other_in_their_order() {
     let bench = Bench::start().await;
     let id = bench.context("python").await;
-    bench.run(&id, "import time; seen = []").await;
+    bench.run(&id, "import os, time; seen = []").await;
     let mut begun = Vec::new();
     for number in 0..10 {
-        let cell = bench.cell(&id, &format!("seen.append({number}); time.sleep(0.05); len(seen)"));
+        // the first waits until the others are looked at
+        let text = "while not os.path.exists('go'): time.sleep(0.01)";
+        let cell = bench.cell(&id, &format!("{text}\nseen.append({number}); len(seen)"));
         begun.push(bench.world.begin(cell).await.unwrap());
     }
     let last = bench.world.execution(bench.id, &begun[9].execution_id).await.unwrap();
     assert_eq!(last.state(), ExecutionState::Queued);
     let busy = bench.get(&id).await.unwrap();
     assert_eq!(busy.state(), ContextState::Busy);
-    assert!(busy.executions > 5, "{busy:?}");
+    assert_eq!(busy.executions, 10, "{busy:?}");
+    std::fs::write(bench.path("go"), "").unwrap();
     assert_eq!(bench.value(&id, "seen").await, "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]");
     let last = bench.world.execution(bench.id, &begun[9].execution_id).await.unwrap();
     assert_eq!((last.state(), last.exit.unwrap().context_id), (ExecutionState::Exited, id.clone()));

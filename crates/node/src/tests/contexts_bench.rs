@@ -284,7 +284,7 @@ impl Bench {
 
     /// Waits until a file is there.
     pub(super) async fn until_there(&self, name: &str) {
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if self.path(name).exists() {
                 return;
             }

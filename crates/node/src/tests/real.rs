@@ -68,6 +68,25 @@ impl Bench {
         std::fs::write(path, text).unwrap();
     }
 
+    /// The process id that a line has written to a file.
+    fn pid_in(&self, name: &str) -> Option<String> {
+        let text = std::fs::read_to_string(Path::new(&self.workspace()).join(name)).ok()?;
+        text.strip_suffix('\n').map(str::to_owned)
+    }
+
+    /// Waits until a process has ended: it is not there, or only its remains are.
+    async fn until_ended(pid: &str) {
+        let runs = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+        };
+        let began = Instant::now();
+        while runs() {
+            assert!(began.elapsed() < Duration::from_secs(30), "{pid} goes on");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Runs code that must print `out` and exit with `exit_code`, or be refused because `program` is not here.
     async fn check(&self, language: &str, program: &str, text: &str, out: &str, exit_code: i32) {
         let here = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/go/bin"]
@@ -149,24 +168,35 @@ async fn shell_line_has_its_input_signal_and_bounds() {
 async fn timeout_ends_everything_that_was_started() {
     let bench = Bench::start().await;
     let began = Instant::now();
-    let line = "sleep 30 & (sleep 1.2; touch late) & sleep 30";
+    let line = "sleep 600 & echo $! > child; sh -c 'sleep 600 & echo $! > grandchild; wait' & echo $$ > own; sleep 600";
     let stdin = "unread".repeat(100_000);
-    let request = ExecuteRequest { timeout_ms: 300, stdin, ..bench.line(line) };
+    let request = ExecuteRequest { timeout_ms: 5000, stdin, ..bench.line(line) };
     let answer = bench.run(request).await.unwrap();
     assert!(answer.timed_out && answer.signal == "SIGKILL", "{answer:?}");
-    assert!(began.elapsed() < Duration::from_secs(25));
-    sleep(Duration::from_millis(1500)).await;
-    assert!(!Path::new(&bench.workspace()).join("late").exists());
+    assert!(began.elapsed() < Duration::from_secs(60));
+    for name in ["child", "grandchild", "own"] {
+        Bench::until_ended(&bench.pid_in(name).expect(name)).await;
+    }
 }
 
 #[tokio::test]
 async fn hang_up_ends_everything_that_was_started() {
     let bench = Bench::start().await;
-    let call = bench.run(bench.line("touch early; sleep 1.2; touch late"));
-    assert!(timeout(Duration::from_millis(600), call).await.is_err());
-    sleep(Duration::from_millis(1200)).await;
-    let workspace = bench.workspace();
-    assert!(Path::new(&workspace).join("early").exists() && !Path::new(&workspace).join("late").exists());
+    let begun = async {
+        loop {
+            if let (Some(child), Some(own)) = (bench.pid_in("child"), bench.pid_in("own")) {
+                return [child, own];
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let pids = tokio::select! {
+        answer = bench.run(bench.line("sleep 600 & echo $! > child; echo $$ > own; sleep 600")) => panic!("{answer:?}"),
+        pids = timeout(Duration::from_secs(30), begun) => pids.unwrap(),
+    };
+    for pid in pids {
+        Bench::until_ended(&pid).await;
+    }
 }
 
 /// Not a test but a measurement: `cargo nextest run -p cloud-sandbox-node --run-ignored only measure --no-capture`.

@@ -35,7 +35,7 @@ impl Server {
 
     async fn connect(&mut self) -> RedisDirectory {
         let url = format!("redis://127.0.0.1:{}", self.port);
-        for _ in 0..100 {
+        for _ in 0..1500 {
             if let Ok(directory) = RedisDirectory::connect(&url).await {
                 return directory;
             }

@@ -220,7 +220,7 @@ async fn server_that_starts_late_is_waited_for_and_one_that_refuses_is_not() {
     for wrong in [url.replace(PASSWORD, "wrong-password"), server.url("nowhere"), "mysql://host".into()] {
         let asked = Instant::now();
         let refused = connect(&wrong).await;
-        assert!(is_unavailable(&refused) && asked.elapsed() < Duration::from_secs(5), "{refused:?}");
+        assert!(is_unavailable(&refused) && asked.elapsed() < Duration::from_secs(30), "{refused:?}");
         let text = format!("{:?}", refused.unwrap_err());
         assert!(!text.contains("wrong-password") && !text.contains(PASSWORD), "{text}");
     }
