@@ -59,8 +59,19 @@ impl Seen {
         self.request.lock().unwrap().clone()
     }
 
+    /// Waits until a request with this in it is there.
+    pub async fn assert_seen(&self, part: &str) {
+        for _ in 0..3000 {
+            if self.request().contains(part) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no call of {part} came");
+    }
+
     pub async fn assert_dropped(&self) {
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if self.dropped.load(Ordering::SeqCst) > 0 {
                 return;
             }

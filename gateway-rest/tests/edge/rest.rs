@@ -241,8 +241,9 @@ async fn rest_is_served_over_http2_without_tls_too() {
 #[tokio::test]
 async fn caller_that_hangs_up_drops_the_call() {
     let edge = Edge::start().await;
-    let call = edge.call(Method::GET, "/api/v1/sandbox/slow").timeout(std::time::Duration::from_millis(200));
-    assert!(call.send().await.unwrap_err().is_timeout());
+    let call = tokio::spawn(edge.call(Method::GET, "/api/v1/sandbox/slow").send());
+    edge.seen.assert_seen("slow").await;
+    call.abort();
     edge.seen.assert_dropped().await;
 }
 
