@@ -219,8 +219,17 @@ B()
         self.assertEqual(outcome.text, "'end'")
 
     def test_display_without_a_cell_prints(self) -> None:
-        self.run_cell("import threading; threading.Timer(0.1, display, ['late']).start()")
-        self.printed(b"'late'\n")
+        with tempfile.TemporaryDirectory() as folder:
+            go = Path(folder, "go")
+            self.run_cell(f"""
+import os, threading, time
+def late():
+    while not os.path.exists({str(go)!r}): time.sleep(0.01)
+    display("late")
+threading.Thread(target=late).start()
+""")
+            go.touch()
+            self.printed(b"'late'\n")
 
     def test_broken_representations_are_told_in_the_text(self) -> None:
         head = "class B:\n    def {}(self): {}\nB()"
