@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use cloud_sandbox_model::error::said;
 use serde::Deserialize;
 
-use crate::{ImageError, text::said};
+use crate::ImageError;
 
 /// What of an image's configuration means something to a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

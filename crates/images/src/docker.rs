@@ -21,7 +21,10 @@ use bollard::{
     },
 };
 use bytes::Bytes;
-use cloud_sandbox_model::template::{Image as Wanted, PullPolicy};
+use cloud_sandbox_model::{
+    error::said,
+    template::{Image as Wanted, PullPolicy},
+};
 use futures::StreamExt;
 use tokio::{sync::mpsc, time::timeout};
 
@@ -35,7 +38,7 @@ use crate::{
     pulls::{Layers, SILENT_FOR, credentials, with_registry_auth, with_tag},
     root::FOLDER,
     store::Made,
-    text::{said, said_by},
+    text::said_by,
     unpack::{End, unpack},
 };
 

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use cloud_sandbox_model::template::Image as Wanted;
+use cloud_sandbox_model::{error::said, template::Image as Wanted};
 use futures::{StreamExt, TryStreamExt};
 use oci_client::{
     Reference,
@@ -23,7 +23,7 @@ use crate::{
     config::{self, Config, ConfigFile},
     error::writing,
     job::Job,
-    text::{layer_name, said, said_by},
+    text::{layer_name, said_by},
 };
 
 const BUFFER: usize = 256 * 1024;

@@ -325,6 +325,39 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
     text
 }
 
+/// How much is shown of what somebody else says, in characters.
+const SAID_MOST: usize = 500;
+
+/// What somebody else says, fit to be shown: not for ever, of visible characters, and without the queries of addresses, which
+/// may hold a signature that lets in whoever has it.
+pub fn said(text: &str) -> String {
+    let (mut shown, mut length, mut rest) = (String::new(), 0, text);
+    while let Some(next) = rest.chars().next() {
+        if length == SAID_MOST {
+            shown.push('…');
+            break;
+        }
+        if next == '?' && is_in_address(&shown) {
+            let end = rest.find(|c: char| c.is_whitespace() || "\"'`<>()[]{}".contains(c));
+            rest = end.map_or("", |end| &rest[end..]);
+            continue;
+        }
+        shown.push(if is_shown(next) { next } else { ' ' });
+        length += 1;
+        rest = &rest[next.len_utf8()..];
+    }
+    shown
+}
+
+fn is_in_address(text: &str) -> bool {
+    text.rsplit(char::is_whitespace).next().is_some_and(|word| word.contains("://"))
+}
+
+/// Neither a control character nor one that turns around the direction of what follows (Unicode, UAX #9).
+fn is_shown(c: char) -> bool {
+    !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -355,5 +388,15 @@ mod tests {
             Violation { field: "b".into(), rule: "must be at least 1".into() },
         ]);
         assert_eq!(error.to_string(), "a must be set; b must be at least 1");
+    }
+
+    #[test]
+    fn what_others_say_is_short_and_plain_and_gives_nothing_away() {
+        assert_eq!(said("\u{1b}[2Jgone\r\nthen \u{202e}back"), " [2Jgone  then  back");
+        assert_eq!(said("for url (https://cdn.example/a?sig=x&b=y): no"), "for url (https://cdn.example/a): no");
+        assert_eq!(said("https://a/b?c, and is it? https://d?e"), "https://a/b and is it? https://d");
+        assert_eq!(said("why?"), "why?");
+        let long = said(&"ä".repeat(10_000));
+        assert_eq!((long.chars().count(), long.ends_with('…')), (SAID_MOST + 1, true));
     }
 }

@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, convert::Infallible, io, panic::AssertUnwindSaf
 
 use cloud_sandbox_model::{
     RuntimeName, Template,
-    error::chain,
+    error::{chain, said},
     template::{Progress, Source},
 };
 use cloud_sandbox_runtime::{Prepared, Runtime, RuntimeError};
@@ -30,8 +30,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LAST_PAUSE: Duration = Duration::from_secs(300);
 /// How often it is looked whether runtimes are there.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// Characters of what is told of one failed attempt.
-const WORDS_MAX: usize = 500;
 /// A doubt about what was found good so lately can wait.
 const DOUBT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -108,11 +106,11 @@ impl Attempts {
 
     fn failure(&self) -> Failure {
         let words = self.0.iter().map(|(name, error)| match error {
-            RuntimeError::Template { why, .. } | RuntimeError::Unavailable(why) => format!("{name}: {}", told(why)),
+            RuntimeError::Template { why, .. } | RuntimeError::Unavailable(why) => format!("{name}: {}", said(why)),
             RuntimeError::Gone(_)
             | RuntimeError::Unsupported(_)
             | RuntimeError::Exhausted(_)
-            | RuntimeError::Host { .. } => format!("{name}: {}", told(&chain(error))),
+            | RuntimeError::Host { .. } => format!("{name}: {}", said(&chain(error))),
         });
         let why = words.collect::<Vec<_>>().join("; ");
         Failure { why, is_unavailable: !self.0.is_empty() && self.unavailable().len() == self.0.len() }
@@ -372,16 +370,6 @@ impl Keeper {
     }
 }
 
-/// Words that may be a registry's or a daemon's, for whoever reads them in a list or at a terminal: bounded, and nothing but text.
-fn told(words: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let mut told: String = words.chars().take(WORDS_MAX).map(plain).collect();
-    if words.chars().nth(WORDS_MAX).is_some() {
-        told.push('…');
-    }
-    told
-}
-
 /// Whether what was prepared of one source is what the other asks for, whoever asks the registry for it.
 fn is_same(held: &Source, wanted: &Source) -> bool {
     let [mut held, mut wanted] = [held.clone(), wanted.clone()];
@@ -392,17 +380,4 @@ fn is_same(held: &Source, wanted: &Source) -> bool {
         }
     }
     held == wanted
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_of_others_are_bounded_and_plain() {
-        assert_eq!(told("no such image"), "no such image");
-        assert_eq!(told("a\u{1b}[2Jb\nc\u{9b}"), "a [2Jb c ");
-        let long = told(&"é".repeat(100_000));
-        assert_eq!((long.chars().count(), long.ends_with('…')), (WORDS_MAX + 1, true));
-    }
 }
