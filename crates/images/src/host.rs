@@ -35,7 +35,7 @@ impl Host {
         let of_environment = || env::var("DOCKER_HOST").ok();
         let told = host.map(ToOwned::to_owned).or_else(of_environment).filter(|host| !host.is_empty());
         let users = env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join(USERS_SOCKET));
-        Self { told, usual: SOCKETS.iter().map(PathBuf::from).chain(users).collect() }
+        Self { told, ..Self::among(SOCKETS.iter().map(PathBuf::from).chain(users).collect()) }
     }
 
     /// One of these sockets, of which there must be one at least: the first that is there.

@@ -100,11 +100,11 @@ impl ImageStore {
             missing.iter().map(|blob| blob.size).fold(0, u64::saturating_add),
         )?;
         job.progress.begin("pulling", missing.iter().map(|blob| blob.size).sum());
-        // by value: a closure over references does not go into a task
         let mut budget = Budget::new(job.limits);
-        for name in remote.layers.iter().filter_map(|blob| layer_name(&blob.digest)).collect::<BTreeSet<_>>() {
-            self.count(&name, &mut budget, job)?;
+        for name in names.iter().collect::<BTreeSet<_>>() {
+            self.count(name, &mut budget, job)?;
         }
+        // by value: a closure over references does not go into a task
         let fetching = missing.into_iter().map(|blob| self.layer(&remote, blob, budget.part(), job));
         stream::iter(fetching).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) }).await?;
         let layers = names.clone();
