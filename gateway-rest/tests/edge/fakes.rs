@@ -61,24 +61,23 @@ impl Seen {
 
     /// Waits until a request with this in it is there.
     pub async fn assert_seen(&self, part: &str) {
-        for _ in 0..3000 {
-            if self.request().contains(part) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("no call of {part} came");
+        eventually(&format!("a call of {part} comes"), || self.request().contains(part)).await;
     }
 
     pub async fn assert_dropped(&self) {
-        for _ in 0..3000 {
-            if self.dropped.load(Ordering::SeqCst) > 0 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the call went on although its caller is gone");
+        eventually("a call whose caller is gone ends", || self.dropped.load(Ordering::SeqCst) > 0).await;
     }
+}
+
+/// Waits until something holds.
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..3000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
 }
 
 struct CountDrop(Arc<Seen>);

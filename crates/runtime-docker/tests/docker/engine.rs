@@ -8,6 +8,7 @@ use std::{
 
 use cloud_sandbox_model::{Limits, SandboxId};
 use cloud_sandbox_runtime::{Runtime, RuntimeError, SandboxSpec};
+use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
     net::{UnixListener, UnixStream},
@@ -69,17 +70,28 @@ impl Proxy {
     }
 }
 
+/// A server's runtime over a daemon that can be cut off, and the folder of what does that.
+fn behind_a_proxy() -> (TempDir, Proxy, Rig) {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(folder.path());
+    let rig = Rig::at(&proxy.host());
+    (folder, proxy, rig)
+}
+
+/// A sandbox whose agent has answered.
+async fn answering(rig: &Rig) -> SandboxId {
+    let id = rig.create("docker+runc").await;
+    rig.agent(id).await;
+    id
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sandboxes_outlive_a_daemon_that_comes_back_and_those_that_are_gone_end() {
     if left_out() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let proxy = Proxy::start(folder.path());
-    let rig = Rig::at(&proxy.host());
-    let (lives, killed) = (rig.create("docker+runc").await, rig.create("docker+runc").await);
-    rig.agent(lives).await;
-    rig.agent(killed).await;
+    let (_folder, proxy, rig) = behind_a_proxy();
+    let (lives, killed) = (answering(&rig).await, answering(&rig).await);
     proxy.cut().await;
     docker(&["kill", &name(killed)]);
     assert!(matches!(rig.runtime.destroy(killed).await, Err(RuntimeError::Unavailable(_))), "it is tried again");
@@ -102,11 +114,8 @@ async fn release_ends_what_runs_also_while_the_daemon_is_away() {
     if left_out() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let proxy = Proxy::start(folder.path());
-    let rig = Rig::at(&proxy.host());
-    let id = rig.create("docker+runc").await;
-    rig.agent(id).await;
+    let (_folder, proxy, rig) = behind_a_proxy();
+    let id = answering(&rig).await;
     proxy.cut().await;
     assert!(matches!(rig.runtime.destroy(id).await, Err(RuntimeError::Unavailable(_))), "it is tried again");
     eventually("nothing of it runs", || rig.containers().is_empty()).await;
@@ -121,11 +130,8 @@ async fn pause_that_nobody_saw_is_found_after_the_daemon_came_back() {
     if left_out() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let proxy = Proxy::start(folder.path());
-    let rig = Rig::at(&proxy.host());
-    let id = rig.create("docker+runc").await;
-    rig.agent(id).await;
+    let (_folder, proxy, rig) = behind_a_proxy();
+    let id = answering(&rig).await;
     proxy.cut().await;
     docker(&["pause", &name(id)]);
     proxy.mend();
@@ -155,7 +161,6 @@ async fn server_starts_without_a_daemon_and_finds_leftovers_once_there_is_one() 
     assert!(matches!(error, RuntimeError::Unavailable(_)), "{error}");
     proxy.mend();
     eventually("what was left is removed", || rig.containers().is_empty()).await;
-    let id = rig.create("docker+runc").await;
-    rig.agent(id).await;
+    let id = answering(&rig).await;
     rig.runtime.destroy(id).await.unwrap();
 }
